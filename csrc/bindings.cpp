@@ -1,0 +1,87 @@
+// The only file that knows Python: addresses and sizes in, plain calls out. The GIL is released in every kernel.
+#include <pybind11/pybind11.h>
+
+#include "common/dispatch.h"
+#include "common/parallel.h"
+#include "common/workspace.h"
+
+namespace py = pybind11;
+using namespace prorec;
+
+namespace {
+
+using Address = uintptr_t;  // 0 stands for null
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (address, rows, cols, row stride, dtype), as prorec_fast._native.matrix makes it.
+MatrixView matrix(const py::tuple& t) {
+  return {pointer<void>(t[0].cast<Address>()), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+          static_cast<DType>(t[4].cast<int>())};
+}
+
+// (indptr, indices, values or 0, rows, cols), as prorec_fast._native.csr makes it.
+[[maybe_unused]] CsrView csr(const py::tuple& t) {
+  return {pointer<const int64_t>(t[0].cast<Address>()), pointer<const int32_t>(t[1].cast<Address>()),
+          pointer<const float>(t[2].cast<Address>()), t[3].cast<int64_t>(), t[4].cast<int64_t>()};
+}
+
+template <class Args>
+void run(void (*kernel)(const Args&), const Args& args) {
+  py::gil_scoped_release release;
+  kernel(args);
+}
+
+void bpr(const py::tuple& user, const py::tuple& positive, const py::tuple& negative, float grad_scale,
+         Address grad_rows, Address loss, Address grad_user, Address grad_positive, Address grad_negative,
+         int threads) {
+  run(cpu_kernels().bpr,
+      BprArgs{matrix(user), matrix(positive), matrix(negative), grad_scale, pointer<const float>(grad_rows),
+              pointer<float>(loss), pointer<float>(grad_user), pointer<float>(grad_positive),
+              pointer<float>(grad_negative), threads});
+}
+
+void distribution_stats(const py::tuple& user, const py::tuple& item, float scale, bool normalize, Address lse,
+                        Address entropy, int threads) {
+  run(cpu_kernels().distribution_stats, DistributionStatsArgs{matrix(user), matrix(item), scale, normalize,
+                                                              pointer<float>(lse), pointer<float>(entropy), threads});
+}
+
+void distribution_kl(const py::tuple& user, const py::tuple& item, const py::tuple& teacher_user,
+                     const py::tuple& teacher_item, Address users, Address teacher_users, int64_t batch, float scale,
+                     float teacher_scale, bool normalize, Address teacher_lse, Address teacher_entropy, int divergence,
+                     float eps, Address grad_rows, Address loss, Address grad_user, Address grad_item, int threads) {
+  run(cpu_kernels().distribution_kl,
+      DistributionKlArgs{matrix(user), matrix(item), matrix(teacher_user), matrix(teacher_item),
+                         pointer<const int64_t>(users), pointer<const int64_t>(teacher_users), batch, scale,
+                         teacher_scale, normalize, pointer<const float>(teacher_lse),
+                         pointer<const float>(teacher_entropy), static_cast<Divergence>(divergence), eps,
+                         pointer<const float>(grad_rows), pointer<float>(loss), pointer<float>(grad_user),
+                         pointer<float>(grad_item), threads});
+}
+
+void info_nce(const py::tuple& anchor, const py::tuple& positive, Address rows, Address cols, int64_t num_rows,
+              int64_t num_cols, Address col_count, Address pair_indptr, Address pair_cols, float scale, bool normalize,
+              float eps, Address grad_pairs, Address loss, Address grad_anchor, Address grad_positive, int threads) {
+  run(cpu_kernels().info_nce,
+      InfoNceArgs{matrix(anchor), matrix(positive), pointer<const int64_t>(rows), pointer<const int64_t>(cols),
+                  num_rows, num_cols, pointer<const float>(col_count), pointer<const int64_t>(pair_indptr),
+                  pointer<const int64_t>(pair_cols), scale, normalize, eps, pointer<const float>(grad_pairs),
+                  pointer<float>(loss), pointer<float>(grad_anchor), pointer<float>(grad_positive), threads});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of prorec_fast. Private: call prorec_fast's functions instead.";
+  m.def("isa", [] { return cpu_kernels().isa; });
+  m.def("parallel_backend", &parallel_backend);
+  m.def("release_workspaces", &release_workspaces);
+  m.def("bpr", &bpr);
+  m.def("distribution_stats", &distribution_stats);
+  m.def("distribution_kl", &distribution_kl);
+  m.def("info_nce", &info_nce);
+}

@@ -1,0 +1,26 @@
+// The CPU kernels of the instruction set chosen for this machine.
+#pragma once
+#include "ops/bpr.h"
+#include "ops/distribution_kl.h"
+#include "ops/info_nce.h"
+
+// Every CPU kernel: X(name, arguments). The one list that csrc/cpu, the dispatcher and the bindings share.
+#define PRF_CPU_KERNELS(X)                      \
+  X(bpr, BprArgs)                               \
+  X(distribution_kl, DistributionKlArgs)        \
+  X(distribution_stats, DistributionStatsArgs)  \
+  X(info_nce, InfoNceArgs)
+
+namespace prorec {
+
+struct CpuKernels {
+  const char* isa;
+#define PRF_MEMBER(name, Args) void (*name)(const Args&);
+  PRF_CPU_KERNELS(PRF_MEMBER)
+#undef PRF_MEMBER
+};
+
+// Chosen once: the best level this processor has, or PROREC_FAST_ISA=baseline|avx2|avx512 where it has that one.
+const CpuKernels& cpu_kernels();
+
+}  // namespace prorec

@@ -1,0 +1,66 @@
+"""Argument checks: every message names the argument, what came and what was wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def describe(value: object) -> str:
+    """`value` in a few words for an error message."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def float_matrix(name: str, value: Tensor, *, cols: int | None = None, rows: int | None = None) -> None:
+    """Requires a 2-d floating tensor with at least one column, of the given sizes where given."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: want a 2-d floating tensor, got {describe(value)}")
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: want a floating tensor (float16, bfloat16, float32 or float64), got {describe(value)}")
+    wanted = ["any" if rows is None else str(rows), "any" if cols is None else str(cols)]
+    if (
+        value.dim() != 2
+        or value.size(1) < 1
+        or (rows is not None and value.size(0) != rows)
+        or (cols is not None and value.size(1) != cols)
+    ):
+        raise ValueError(f"{name}: want shape [{', '.join(wanted)}], got {describe(value)}")
+
+
+def same_device_and_dtype(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """Requires tensors on one device and of one dtype."""
+    first = tensors[0]
+    for name, t in zip(names[1:], tensors[1:], strict=True):
+        if t.device != first.device or t.dtype != first.dtype:
+            raise ValueError(f"{name}: want the device and dtype of {names[0]} ({describe(first)}), got {describe(t)}")
+
+
+def index_vector(name: str, value: Tensor, *, size: int, device: torch.device) -> None:
+    """Requires a 1-d int64 tensor on `device` with entries in [0, size). Entries are checked on the CPU only, where
+    looking at them does not stall a device; elsewhere an index out of range is a device-side assertion."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != 1:
+        raise TypeError(f"{name}: want a 1-d int64 tensor, got {describe(value)}")
+    if value.device != device:
+        raise ValueError(f"{name}: want a tensor on {device}, got {describe(value)}")
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and value.numel():
+        low, high = (int(x) for x in torch.aminmax(value))
+        if low < 0 or high >= size:
+            raise IndexError(f"{name}: want entries in [0, {size}), got entries in [{low}, {high}]")
+
+
+def positive_number(name: str, value: float) -> None:
+    """Requires a finite number above zero."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError(f"{name}: want a finite number above 0, got {value!r}")
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Requires one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: want one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,94 @@
+"""`load`: from a name or a folder to a `Dataset`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from . import npz, pickles
+from .dataset import Dataset
+from .errors import DataError
+
+SYNTHETIC = "synthetic"
+# part of the cached folder's name: a change of the generator or of its defaults needs a new number
+_SYNTHETIC_VERSION = 1
+
+
+def cache_dir() -> Path:
+    """Where built-in sets are kept: $PRORECFAST_CACHE, else $XDG_CACHE_HOME/prorec_fast, else ~/.cache/prorec_fast."""
+    explicit = os.environ.get("PRORECFAST_CACHE")
+    if explicit:
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "prorec_fast"
+
+
+def _write_synthetic(folder: Path) -> None:
+    """Fill `folder`, which must not exist, in one step: no reader ever sees half of it."""
+    from .synthetic import make_synthetic
+
+    interactions, profiles = make_synthetic()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        np.savez_compressed(scratch / npz.INTERACTIONS, **interactions)
+        np.savez_compressed(scratch / "profiles_synthetic.npz", **profiles)
+        try:
+            os.replace(scratch, folder)
+        except OSError:
+            # another process finished first; what it wrote is the same
+            if not (folder / npz.INTERACTIONS).exists():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _load_synthetic() -> Dataset:
+    folder = cache_dir() / f"{SYNTHETIC}-v{_SYNTHETIC_VERSION}"
+    try:
+        if not folder.exists():
+            _write_synthetic(folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the built-in set cannot be written there ({error.strerror}); set PRORECFAST_CACHE to a "
+            "writable folder"
+        ) from error
+    try:
+        data = npz.load_npz_folder(folder)
+    except DataError as error:
+        raise DataError(f"{error}; delete {folder} and it will be made again") from error
+    return replace(
+        data,
+        name=SYNTHETIC,
+        source=SYNTHETIC,
+        provenance="synthetic: a noisy linear image of the latent tastes the interactions were drawn from",
+    )
+
+
+def load(path_or_name: str | os.PathLike[str] = SYNTHETIC) -> Dataset:
+    """Load a data set.
+
+    Args:
+        path_or_name: "synthetic" (built in; made on first use and kept in the user's cache folder), or a folder with
+            `interactions.npz` (see `npz.load_npz_folder`) or with `trn_mat.pkl` (see `pickles.load_pickle_folder`).
+
+    Raises:
+        DataError: no such data set, or one that is malformed; one line naming the file and the problem.
+    """
+    if str(path_or_name) == SYNTHETIC:
+        return _load_synthetic()
+    folder = Path(path_or_name).expanduser().absolute()
+    if folder.is_file():
+        raise DataError(f"{folder}: is a file; give the folder that holds it")
+    if (folder / npz.INTERACTIONS).is_file():
+        return npz.load_npz_folder(folder)
+    if (folder / pickles.TRAIN).is_file():
+        return pickles.load_pickle_folder(folder)
+    if not folder.is_dir():
+        raise DataError(f"{path_or_name}: no such folder, and the only built-in data set is '{SYNTHETIC}'")
+    raise DataError(f"{folder}: holds neither {npz.INTERACTIONS} nor {pickles.TRAIN}")

@@ -60,6 +60,12 @@ def positive_number(name: str, value: float) -> None:
         raise ValueError(f"{name}: want a finite number above 0, got {value!r}")
 
 
+def positive_int(name: str, value: int) -> None:
+    """Requires an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: want an integer of at least 1, got {value!r}")
+
+
 def one_of(name: str, value: object, choices: Sequence[str]) -> None:
     """Requires one of `choices`."""
     if value not in choices:

@@ -1,0 +1,73 @@
+"""The forms in which rows of item indices are taken: a BipartiteGraph, a torch.sparse_csr tensor or (indptr, indices)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prorec_fast._checks import describe
+
+
+class CsrRows(NamedTuple):
+    indptr: Tensor  # [rows + 1] int64
+    indices: Tensor  # [nnz] int32, strictly ascending within a row
+    num_cols: int | None  # None where the form does not say
+
+
+def csr_rows(name: str, value: Any, *, device: torch.device, rows: int | None = None, cols: int | None = None) -> CsrRows:
+    """`value` as CSR rows on `device`, with `rows` rows and indices in [0, cols) where given.
+
+    A graph is taken at its word; the entries of the other forms are checked, on the CPU only, where looking at them
+    does not stall a device.
+    """
+    if hasattr(value, "csr") and hasattr(value, "num_items"):
+        indptr, indices = value.csr()
+        found = CsrRows(indptr, indices, value.num_items)
+        trusted = True
+    else:
+        found = _from_tensors(name, value)
+        trusted = device.type != "cpu" or torch.compiler.is_compiling()
+    if found.indptr.device != device or found.indices.device != device:
+        raise ValueError(f"{name}: want tensors on {device}, got {describe(found.indptr)}")
+    if rows is not None and found.indptr.numel() != rows + 1:
+        raise ValueError(f"{name}: want {rows} rows, got {found.indptr.numel() - 1}")
+    if cols is not None and found.num_cols not in (None, cols):
+        raise ValueError(f"{name}: want {cols} columns, got {found.num_cols}")
+    if not trusted:
+        _check_entries(name, found, found.num_cols if cols is None else cols)
+    return found._replace(indices=found.indices.to(torch.int32).contiguous(), indptr=found.indptr.contiguous())
+
+
+def _from_tensors(name: str, value: Any) -> CsrRows:
+    if isinstance(value, Tensor) and value.layout == torch.sparse_csr:
+        found = CsrRows(value.crow_indices().long(), value.col_indices(), value.size(1))
+    elif isinstance(value, tuple) and len(value) == 2 and all(isinstance(t, Tensor) for t in value):
+        found = CsrRows(value[0], value[1], None)
+    else:
+        raise TypeError(
+            f"{name}: want a BipartiteGraph, a torch.sparse_csr tensor or (indptr, indices), got {describe(value)}"
+        )
+    if found.indptr.dtype != torch.int64 or found.indptr.dim() != 1 or found.indptr.numel() < 1:
+        raise TypeError(f"{name}: want indptr as a 1-d int64 tensor [rows + 1], got {describe(found.indptr)}")
+    if found.indices.dtype not in (torch.int32, torch.int64) or found.indices.dim() != 1:
+        raise TypeError(f"{name}: want indices as a 1-d int32 or int64 tensor, got {describe(found.indices)}")
+    return found
+
+
+def _check_entries(name: str, found: CsrRows, cols: int | None) -> None:
+    indptr, indices, _ = found
+    if indptr[0] != 0 or indptr[-1] != indices.numel() or (indptr.diff() < 0).any():
+        raise ValueError(f"{name}: want indptr to rise from 0 to {indices.numel()}, the number of indices")
+    if indices.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(indices))
+    limit = 2**31 if cols is None else cols
+    if low < 0 or high >= limit:
+        raise IndexError(f"{name}: want indices in [0, {limit}), got indices in [{low}, {high}]")
+    falls = indices[1:] <= indices[:-1]
+    starts = indptr[1:-1]  # where a row starts, its first index may be below its neighbour
+    falls[starts[(starts > 0) & (starts < indices.numel())] - 1] = False
+    if falls.any():
+        raise ValueError(f"{name}: want indices strictly ascending within a row; sort each row and drop repetitions")

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prorec_fast import _native
+from prorec_fast._checks import describe, positive_int
+from prorec_fast.ops.csr import csr_rows
+from prorec_fast.reference.ranking_metrics import METRICS
+from prorec_fast.reference.ranking_metrics import ranking_metrics as ranking_metrics_reference
+
+
+def ranking_metrics(
+    items: Tensor, truth: Any, ks: Sequence[int] = (10, 20), *, num_items: int | None = None
+) -> dict[str, Tensor]:
+    if not isinstance(items, Tensor) or items.dtype != torch.int64 or items.dim() != 2:
+        raise TypeError(f"items: want a 2-d int64 tensor, got {describe(items)}")
+    ks = tuple(ks)
+    for k in ks:
+        positive_int("ks", k)
+        if k > items.size(1):
+            raise ValueError(f"ks: want cut-offs of at most {items.size(1)}, the ranks in items, got {k}")
+    indptr, indices, columns = csr_rows("truth", truth, device=items.device, rows=items.size(0), cols=num_items)
+    num_items = num_items if columns is None else columns
+    if num_items is None:
+        raise ValueError("num_items: want the number of items where truth is (indptr, indices), got None")
+    compiling = torch.compiler.is_compiling()
+    if items.device.type == "cpu" and not compiling and items.numel():
+        low, high = (int(x) for x in torch.aminmax(items))
+        if low < -1 or high >= num_items:
+            raise IndexError(f"items: want entries in [-1, {num_items}), got entries in [{low}, {high}]")
+    if items.device.type != "cpu":
+        table = ranking_metrics_reference(items, (indptr, indices), num_items, ks)
+    elif compiling:
+        table = torch.ops.prorec_fast.ranking_metrics(items, indptr, indices, num_items, ks)
+    else:
+        table = ranking_metrics_cpu(items, indptr, indices, num_items, ks)
+    rows = [row.unbind() for row in table.float().unbind()]
+    return {f"{name}@{k}": rows[i][j] for i, k in enumerate(ks) for j, name in enumerate(METRICS)}
+
+
+def ranking_metrics_cpu(items: Tensor, indptr: Tensor, indices: Tensor, num_items: int, ks: Sequence[int]) -> Tensor:
+    return ranking_metrics_reference(items, (indptr, indices), num_items, ks)

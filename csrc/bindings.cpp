@@ -1,5 +1,6 @@
 // The only file that knows Python: addresses and sizes in, plain calls out. The GIL is released in every kernel.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "common/dispatch.h"
 #include "common/parallel.h"
@@ -23,8 +24,13 @@ MatrixView matrix(const py::tuple& t) {
           static_cast<DType>(t[4].cast<int>())};
 }
 
+// None stands for no matrix.
+MatrixView optional_matrix(const py::object& t) {
+  return t.is_none() ? MatrixView{nullptr, 0, 0, 0, DType::kFloat32} : matrix(t.cast<py::tuple>());
+}
+
 // (indptr, indices, values or 0, rows, cols), as prorec_fast._native.csr makes it.
-[[maybe_unused]] CsrView csr(const py::tuple& t) {
+CsrView csr(const py::tuple& t) {
   return {pointer<const int64_t>(t[0].cast<Address>()), pointer<const int32_t>(t[1].cast<Address>()),
           pointer<const float>(t[2].cast<Address>()), t[3].cast<int64_t>(), t[4].cast<int64_t>()};
 }
@@ -73,6 +79,45 @@ void info_nce(const py::tuple& anchor, const py::tuple& positive, Address rows, 
                   pointer<float>(loss), pointer<float>(grad_anchor), pointer<float>(grad_positive), threads});
 }
 
+void topk(const py::tuple& user, const py::tuple& item, Address users, int64_t batch, int64_t k, Address exclude_indptr,
+          Address exclude_indices, Address scores, Address items, int threads) {
+  run(cpu_kernels().topk,
+      TopkArgs{matrix(user), matrix(item), pointer<const int64_t>(users), batch, k,
+               pointer<const int64_t>(exclude_indptr), pointer<const int32_t>(exclude_indices), pointer<float>(scores),
+               pointer<int64_t>(items), threads});
+}
+
+void ranking_metrics(Address items, int64_t rows, int64_t cols, const py::tuple& truth, Address ks, int64_t num_ks,
+                     Address table, int threads) {
+  run(cpu_kernels().ranking_metrics, RankingMetricsArgs{pointer<const int64_t>(items), rows, cols, csr(truth),
+                                                        pointer<const int64_t>(ks), num_ks, pointer<double>(table),
+                                                        threads});
+}
+
+void candidate_items(const py::tuple& graph, Address similar, int64_t num_similar, Address row_counts, Address indptr,
+                     Address items, Address counts, int threads) {
+  run(cpu_kernels().candidate_items,
+      CandidateItemsArgs{csr(graph), pointer<const int64_t>(similar), num_similar, pointer<int64_t>(row_counts),
+                         pointer<const int64_t>(indptr), pointer<int32_t>(items), pointer<int32_t>(counts), threads});
+}
+
+void propagate(const py::tuple& user_rows, const py::tuple& item_rows, const py::object& user, const py::object& item,
+               int64_t dim, int64_t layer_step, const std::vector<float>& coefficients, bool self_loops, int64_t seed,
+               double keep_prob, const py::object& user_out, const py::object& item_out, int threads) {
+  const EdgeDropout dropout = {static_cast<uint64_t>(seed), static_cast<uint64_t>(keep_prob * 0x1p32),
+                               static_cast<float>(1 / keep_prob)};
+  run(cpu_kernels().propagate,
+      PropagateArgs{csr(user_rows), csr(item_rows), optional_matrix(user), optional_matrix(item), dim, layer_step,
+                    coefficients.data(), static_cast<int>(coefficients.size()) - 1, self_loops, dropout,
+                    optional_matrix(user_out), optional_matrix(item_out), threads});
+}
+
+void propagate_noise(const py::tuple& x, const py::object& total, float weight, float eps, int64_t seed,
+                     uint32_t counter, int threads) {
+  run(cpu_kernels().propagate_noise, PropagateNoiseArgs{matrix(x), optional_matrix(total), weight, eps,
+                                                        static_cast<uint64_t>(seed), counter, threads});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -84,4 +129,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("distribution_stats", &distribution_stats);
   m.def("distribution_kl", &distribution_kl);
   m.def("info_nce", &info_nce);
+  m.def("propagate", &propagate);
+  m.def("propagate_noise", &propagate_noise);
+  m.def("topk", &topk);
+  m.def("ranking_metrics", &ranking_metrics);
+  m.def("candidate_items", &candidate_items);
 }

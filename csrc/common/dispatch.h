@@ -1,15 +1,24 @@
 // The CPU kernels of the instruction set chosen for this machine.
 #pragma once
 #include "ops/bpr.h"
+#include "ops/candidate_items.h"
 #include "ops/distribution_kl.h"
 #include "ops/info_nce.h"
+#include "ops/propagate.h"
+#include "ops/ranking_metrics.h"
+#include "ops/topk.h"
 
 // Every CPU kernel: X(name, arguments). The one list that csrc/cpu, the dispatcher and the bindings share.
 #define PRF_CPU_KERNELS(X)                      \
   X(bpr, BprArgs)                               \
+  X(candidate_items, CandidateItemsArgs)        \
   X(distribution_kl, DistributionKlArgs)        \
   X(distribution_stats, DistributionStatsArgs)  \
-  X(info_nce, InfoNceArgs)
+  X(info_nce, InfoNceArgs)                      \
+  X(propagate, PropagateArgs)                   \
+  X(propagate_noise, PropagateNoiseArgs)                      \
+  X(ranking_metrics, RankingMetricsArgs)        \
+  X(topk, TopkArgs)
 
 namespace prorec {
 

@@ -1,4 +1,4 @@
-"""The forms in which rows of item indices are taken: a BipartiteGraph, a torch.sparse_csr tensor or (indptr, indices)."""
+"""Rows of item indices, taken as a BipartiteGraph, a torch.sparse_csr tensor or (indptr, indices)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ class CsrRows(NamedTuple):
     num_cols: int | None  # None where the form does not say
 
 
-def csr_rows(name: str, value: Any, *, device: torch.device, rows: int | None = None, cols: int | None = None) -> CsrRows:
+def csr_rows(
+    name: str, value: Any, *, device: torch.device, rows: int | None = None, cols: int | None = None
+) -> CsrRows:
     """`value` as CSR rows on `device`, with `rows` rows and indices in [0, cols) where given.
 
     A graph is taken at its word; the entries of the other forms are checked, on the CPU only, where looking at them

@@ -43,4 +43,17 @@ def ranking_metrics(
 
 
 def ranking_metrics_cpu(items: Tensor, indptr: Tensor, indices: Tensor, num_items: int, ks: Sequence[int]) -> Tensor:
-    return ranking_metrics_reference(items, (indptr, indices), num_items, ks)
+    items = items.contiguous()
+    ascending = sorted(set(ks))  # what the kernel wants
+    cut_offs = torch.tensor(ascending, dtype=torch.int64)
+    table = torch.empty(len(ascending), len(METRICS), dtype=torch.float64)
+    _native.extension().ranking_metrics(
+        items.data_ptr(),
+        *items.shape,
+        _native.csr(indptr, indices, None, num_items),
+        cut_offs.data_ptr(),
+        len(ascending),
+        table.data_ptr(),
+        _native.threads(),
+    )
+    return table[[ascending.index(k) for k in ks]]

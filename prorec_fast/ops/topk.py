@@ -11,7 +11,9 @@ from prorec_fast.ops.csr import csr_rows
 from prorec_fast.reference.topk import topk as topk_reference
 
 
-def topk(user: Tensor, item: Tensor, k: int, *, exclude: Any = None, users: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def topk(
+    user: Tensor, item: Tensor, k: int, *, exclude: Any = None, users: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     float_matrix("user", user)
     float_matrix("item", item, cols=user.size(1))
     same_device_and_dtype(("user", "item"), (user, item))
@@ -26,7 +28,7 @@ def topk(user: Tensor, item: Tensor, k: int, *, exclude: Any = None, users: Tens
     indptr, indices = rows or (None, None)
     if torch.compiler.is_compiling():
         return torch.ops.prorec_fast.topk(user, item, k, indptr, indices, users)
-    return topk_reference(user, item, k, exclude=rows, users=users)
+    return topk_cpu(user, item, k, indptr, indices, users)
 
 
 def topk_cpu(

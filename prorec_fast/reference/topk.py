@@ -10,7 +10,7 @@ _CHUNK = 1 << 24  # scores held at a time: the definition serves devices without
 def topk(
     user: Tensor, item: Tensor, k: int, *, exclude: tuple[Tensor, Tensor] | None = None, users: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The first k of each row of user @ item.T sorted by (score descending, item ascending), excluded and NaN left out."""
+    """The first k of each row of user @ item.T by (score descending, item ascending); excluded and NaN left out."""
     rows = torch.arange(user.size(0), device=user.device) if users is None else users
     num_items = item.size(0)
     scores = user.new_full((rows.numel(), k), float("-inf"))

@@ -16,7 +16,7 @@
   X(distribution_stats, DistributionStatsArgs)  \
   X(info_nce, InfoNceArgs)                      \
   X(propagate, PropagateArgs)                   \
-  X(propagate_noise, PropagateNoiseArgs)                      \
+  X(propagate_noise, PropagateNoiseArgs)        \
   X(ranking_metrics, RankingMetricsArgs)        \
   X(topk, TopkArgs)
 

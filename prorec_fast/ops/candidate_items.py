@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prorec_fast import _native
+from prorec_fast._checks import describe
+from prorec_fast.ops.csr import csr_rows
+from prorec_fast.reference.candidate_items import candidate_items as candidate_items_reference
+
+
+class CandidateItems(NamedTuple):
+    """CSR rows of candidate items, one row a user."""
+
+    indptr: Tensor  # [M + 1] int64
+    indices: Tensor  # [nnz] int32, ascending within a row
+    counts: Tensor  # [nnz] int32: how many of the similar users have the item
+
+
+def candidate_items(graph: Any, similar: Tensor) -> CandidateItems:
+    if not isinstance(similar, Tensor) or similar.dtype != torch.int64 or similar.dim() != 2:
+        raise TypeError(f"similar: want a 2-d int64 tensor, got {describe(similar)}")
+    indptr, indices, num_items = csr_rows("graph", graph, device=similar.device, rows=similar.size(0))
+    if num_items is None:
+        num_items = int(indices.max()) + 1 if indices.numel() else 0  # items that nobody has are nobody's candidates
+    compiling = torch.compiler.is_compiling()
+    if similar.device.type == "cpu" and not compiling and similar.numel():
+        low, high = (int(x) for x in torch.aminmax(similar))
+        if low < -1 or high >= similar.size(0):
+            raise IndexError(f"similar: want entries in [-1, {similar.size(0)}), got entries in [{low}, {high}]")
+    if similar.device.type != "cpu":
+        return CandidateItems(*candidate_items_reference(indptr, indices, num_items, similar))
+    if compiling:
+        return CandidateItems(*torch.ops.prorec_fast.candidate_items(indptr, indices, num_items, similar))
+    return CandidateItems(*candidate_items_cpu(indptr, indices, num_items, similar))
+
+
+def candidate_items_cpu(
+    indptr: Tensor, indices: Tensor, num_items: int, similar: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    similar = similar.contiguous()
+    graph = _native.csr(indptr, indices, None, num_items)
+    row_counts = torch.empty(similar.size(0), dtype=torch.int64)
+
+    def run(row_counts: Tensor | None, *filled: Tensor) -> None:
+        addresses = map(_native.address, filled or (None,) * 3)
+        _native.extension().candidate_items(
+            graph, similar.data_ptr(), similar.size(1), _native.address(row_counts), *addresses, _native.threads()
+        )
+
+    run(row_counts)
+    out_indptr = torch.cat([row_counts.new_zeros(1), row_counts.cumsum(0)])
+    items, counts = (torch.empty(int(out_indptr[-1]), dtype=torch.int32) for _ in range(2))
+    run(None, out_indptr, items, counts)
+    return out_indptr, items, counts

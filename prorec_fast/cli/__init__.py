@@ -1,0 +1,51 @@
+"""`prorec-fast`: exit code 0 done, 1 a check failed, 2 bad use or input, 130 interrupted.
+
+Nothing heavy is imported before the command is known, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from .parser import make_parser
+
+__all__ = ["main"]
+
+_COMMANDS = {"train": "train", "evaluate": "evaluate", "data": "inspect", "info": "inspect"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` without the program's name, from the command line when None. Returns the exit code."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        module = importlib.import_module(f"prorec_fast.cli.{_COMMANDS[arguments.command]}")
+        code = getattr(module, f"run_{arguments.command}")(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as interrupt:
+        hint = f"; {interrupt.args[0]}" if interrupt.args else ""
+        print(f"prorec-fast: interrupted{hint}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output went away; what is still buffered must not raise again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"prorec-fast: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    # errors of these kinds are written for the user; others are surprises, for which the kind and the place matter
+    if isinstance(error, (ValueError, OSError)) or type(error).__name__ == "TrainingError":
+        return text
+    return f"{type(error).__name__}: {text or 'no message'} (--debug shows where)"

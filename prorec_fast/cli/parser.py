@@ -1,0 +1,134 @@
+"""The command line's grammar; imports nothing of the package, so that --help is fast."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from typing import NoReturn
+
+MODELS = ("lightgcn", "mf")
+FRAMEWORKS = ("none", "promax", "both")
+PRESETS = ("released", "paper")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _positive_int(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"want a positive integer, got {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"want an integer of at least 0, got {text!r}")
+    return value
+
+
+def _number(text: str, *, above_zero: bool) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf or (value == 0 and not above_zero)):
+        bound = "above 0" if above_zero else "of at least 0"
+        raise argparse.ArgumentTypeError(f"want a finite number {bound}, got {text!r}")
+    return value
+
+
+def _positive(text: str) -> float:
+    return _number(text, above_zero=True)
+
+
+def _weight(text: str) -> float:
+    return _number(text, above_zero=False)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `prorec-fast` and its commands. Options that a preset fills in default to None."""
+    parser = _Parser(
+        prog="prorec-fast", description="Train and check recommenders that learn from LLM-written profiles."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    as_json = _Parser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print JSON on standard output, and nothing else there")
+
+    train = commands.add_parser(
+        "train",
+        parents=[common, as_json],
+        help="train a model, with ProMax and without, and compare",
+        description="Train a base model, the same under ProMax, or both, and print their test metrics.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=min(120, _columns())),
+    )
+    _add_train(train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        parents=[common, as_json],
+        help="test the weights in a run folder again",
+        description="Recompute a run's test metrics and compare them with the stored ones (exit code 1: they differ).",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="a run folder, or a folder of run folders")
+    evaluate.add_argument("--data", metavar="DIR", help="where the data is now, if it has moved")
+    evaluate.add_argument("--device", metavar="D", help="cpu, cuda, ...; default: cuda where there is one")
+
+    data = commands.add_parser(
+        "data", parents=[common, as_json], help="describe a data set", description="Check and describe a data set."
+    )
+    data.add_argument("data", nargs="?", metavar="DIR", help="a folder, or a built-in name (default: the built-in set)")
+
+    commands.add_parser(
+        "info",
+        parents=[common],
+        help="what is installed, and what each operation runs on",
+        description="Show devices, built kernels and versions.",
+    )
+    return parser
+
+
+def _columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", metavar="DIR", help="a folder, or a built-in name (default: the built-in synthetic set)")
+    add("--model", choices=MODELS, help="the base model (default: lightgcn)")
+    add("--framework", choices=FRAMEWORKS, help="the base alone, under ProMax, or both (default: both)")
+    add("--preset", choices=PRESETS, help="constants of the authors' code or of the paper (default: released)")
+    add("--epochs", type=_positive_int, metavar="N", help="train at most so many epochs")
+    add("--patience", type=_positive_int, metavar="N", help="stop after so many evaluations without a gain")
+    add("--eval-every", type=_positive_int, metavar="N", help="epochs from one evaluation to the next")
+    add("--batch-size", type=_positive_int, metavar="N", help="interactions a step")
+    add("--dim", type=_positive_int, metavar="N", help="width of the embeddings")
+    add("--layers", type=_positive_int, metavar="N", help="rounds of graph convolution (lightgcn)")
+    add("--lr", type=_positive, metavar="X", help="Adam's learning rate")
+    add("--init-scale", type=_positive, metavar="X", help="factor on the initial embeddings (default: 1)")
+    add("--seed", "--seeds", dest="seeds", type=_count, nargs="+", metavar="N", help="one seed or several (default: 0)")
+    add("--device", metavar="D", help="cpu, cuda, ...; default: cuda where there is one")
+    promax = parser.add_argument_group("ProMax")
+    promax.add_argument("--sdr-weight", type=_weight, metavar="X", help="weight of the supervised reshaping")
+    promax.add_argument("--s2dr-weight", type=_weight, metavar="X", help="weight of the self-supervised reshaping")
+    promax.add_argument("--temperature", type=_positive, metavar="X", help="of the student and the contrast")
+    promax.add_argument("--teacher-temperature", type=_positive, metavar="X", help="of the profiles' distribution")
+    promax.add_argument("--whitening", choices=("separate", "joint"), help="one PCA per side, or one for both")
+    promax.add_argument("--warmup-epochs", type=_count, metavar="N", help="epochs until s2dr has its full weight")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", metavar="DIR", help="the run folder (default: a new one under ./runs)")
+    output.add_argument("--resume", action="store_true", help="continue the run in --out, with its own settings")

@@ -1,0 +1,122 @@
+"""From a command line, and what a folder remembers of an earlier one, to the settings of a training."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prorec_fast.data import DataError, Dataset
+from prorec_fast.frameworks import BPR, PUBLISHED_WEIGHTS, Framework, get_preset
+from prorec_fast.models import Recommender, build
+from prorec_fast.train import RunError
+from prorec_fast.train.run_folder import CONFIG, read_json
+
+_PROMAX_OPTIONS = ("sdr_weight", "s2dr_weight", "temperature", "teacher_temperature", "whitening", "warmup_epochs")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything `prorec-fast train` was asked for; None is left to the preset."""
+
+    data: str = "synthetic"
+    model: str = "lightgcn"
+    framework: str = "both"
+    preset: str = "released"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    device: str | None = None
+    epochs: int | None = None
+    patience: int | None = None
+    eval_every: int | None = None
+    batch_size: int | None = None
+    dim: int | None = None
+    layers: int | None = None
+    lr: float | None = None
+    init_scale: float | None = None
+    promax: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def frameworks(self) -> tuple[str, ...]:
+        return ("none", "promax") if self.framework == "both" else (self.framework,)
+
+    def chosen(self, name: str) -> Any:
+        """The option called `name`, from the preset where it was not given."""
+        value = getattr(self, name)
+        return getattr(get_preset(self.preset), name) if value is None else value
+
+    def build_model(self, data: Dataset, seed: int) -> Recommender:
+        options: dict[str, Any] = {"dim": self.chosen("dim"), "seed": seed, "init_scale": self.init_scale or 1.0}
+        if self.model == "lightgcn":
+            preset = get_preset(self.preset)
+            options |= {"num_layers": self.layers or preset.num_layers, "combine": preset.combine}
+        return build(self.model, data, **options)
+
+    def build_framework(self, name: str, data: Dataset) -> Framework:
+        promax = replace(get_preset(self.preset).promax, **{**PUBLISHED_WEIGHTS.get(data.name, {}), **self.promax})
+        return promax if name == "promax" else BPR(reg=promax.reg)
+
+    def training(self) -> dict[str, Any]:
+        """The keyword arguments of `fit` that do not depend on the seed."""
+        return {name: self.chosen(name) for name in ("epochs", "patience", "eval_every", "batch_size", "lr")}
+
+
+def read_settings(arguments: argparse.Namespace) -> Settings:
+    """The settings for a command line; with --resume, those stored in --out, changed where an option is given.
+
+    Raises:
+        ValueError: options that contradict each other.
+        RunError: nothing to resume.
+    """
+    settings = Settings()
+    if arguments.resume:
+        if arguments.out is None:
+            raise ValueError("--resume: say which run with --out DIR")
+        if not (Path(arguments.out) / CONFIG).exists():
+            raise RunError(f"{arguments.out}: no {CONFIG} there to resume from; leave --resume out to start a run")
+        stored = read_json(Path(arguments.out) / CONFIG)
+        try:
+            settings = Settings(**stored["settings"])
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{Path(arguments.out) / CONFIG}: not written by prorec-fast train") from error
+    given = {
+        option.name: getattr(arguments, option.name)
+        for option in fields(Settings)
+        if option.name != "promax" and getattr(arguments, option.name) is not None
+    }
+    promax = {name: getattr(arguments, name) for name in _PROMAX_OPTIONS if getattr(arguments, name) is not None}
+    settings = replace(settings, **given, promax={**settings.promax, **promax})
+    if settings.layers is not None and settings.model != "lightgcn":
+        raise ValueError(f"--layers: {settings.model} has no layers")
+    if settings.promax and settings.framework == "none":
+        name = next(iter(settings.promax)).replace("_", "-")
+        raise ValueError(f"--{name}: has no effect with --framework none")
+    if len(set(settings.seeds)) != len(settings.seeds):
+        raise ValueError(f"--seed: {settings.seeds} repeats a seed")
+    return settings
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+    return asdict(settings)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`; without a name, CUDA where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device: no device is called {name!r}; try cpu or cuda") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"--device: {name} is not available here; try cpu")
+    return device
+
+
+__all__ = ["DataError", "Settings", "as_json", "pick_device", "read_settings"]

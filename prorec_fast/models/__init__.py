@@ -1,0 +1,27 @@
+"""Recommender models with one interface: `representation(graph=None) -> (users, items)`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .base import Recommender
+from .lightgcn import LightGCN
+from .mf import MF
+
+if TYPE_CHECKING:
+    from prorec_fast.data import Dataset
+
+__all__ = ["MF", "MODELS", "LightGCN", "Recommender", "build"]
+
+MODELS: dict[str, type[Recommender]] = {model.name: model for model in (LightGCN, MF)}
+
+
+def build(name: str, data: Dataset, **options: Any) -> Recommender:
+    """The model called `name` over `data`; `options` as its class takes them, and as `Recommender.config` gives them.
+
+    Raises:
+        ValueError: no such model.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model: want one of {', '.join(MODELS)}, got {name!r}")
+    return MODELS[name](data, **options)

@@ -1,0 +1,22 @@
+"""Matrix factorisation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .base import Recommender
+
+if TYPE_CHECKING:
+    from prorec_fast.graph import BipartiteGraph
+
+
+class MF(Recommender):
+    """The tables are the representations (Koren et al., 2009; trained with BPR: Rendle et al., 2009)."""
+
+    name = "mf"
+
+    def representation(self, graph: BipartiteGraph | None = None) -> tuple[Tensor, Tensor]:
+        """The two tables themselves: the same for every graph."""
+        return self.user_embedding, self.item_embedding

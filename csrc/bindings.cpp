@@ -41,11 +41,11 @@ void run(void (*kernel)(const Args&), const Args& args) {
   kernel(args);
 }
 
-void bpr(const py::tuple& user, const py::tuple& positive, const py::tuple& negative, float grad_scale,
-         Address grad_rows, Address loss, Address grad_user, Address grad_positive, Address grad_negative,
+void bpr(const py::tuple& user, const py::tuple& positive, const py::tuple& negative, Address grad_rows,
+         Address loss, Address grad_user, Address grad_positive, Address grad_negative,
          int threads) {
   run(cpu_kernels().bpr,
-      BprArgs{matrix(user), matrix(positive), matrix(negative), grad_scale, pointer<const float>(grad_rows),
+      BprArgs{matrix(user), matrix(positive), matrix(negative), pointer<const float>(grad_rows),
               pointer<float>(loss), pointer<float>(grad_user), pointer<float>(grad_positive),
               pointer<float>(grad_negative), threads});
 }
@@ -94,6 +94,11 @@ void ranking_metrics(Address items, int64_t rows, int64_t cols, const py::tuple&
                                                         threads});
 }
 
+void pair_scores(const py::tuple& user, const py::tuple& item, const py::tuple& pairs, Address scores, int threads) {
+  run(cpu_kernels().pair_scores,
+      PairScoresArgs{matrix(user), matrix(item), csr(pairs), pointer<float>(scores), threads});
+}
+
 void candidate_items(const py::tuple& graph, Address similar, int64_t num_similar, Address row_counts, Address indptr,
                      Address items, Address counts, int threads) {
   run(cpu_kernels().candidate_items,
@@ -134,4 +139,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("topk", &topk);
   m.def("ranking_metrics", &ranking_metrics);
   m.def("candidate_items", &candidate_items);
+  m.def("pair_scores", &pair_scores);
 }

@@ -18,6 +18,7 @@ from prorec_fast._checks import describe, float_matrix, positive_int
 from prorec_fast.graph import BipartiteGraph
 from prorec_fast.ops import candidate_items as _candidate_items
 from prorec_fast.ops.candidate_items import CandidateItems
+from prorec_fast.ops.pair_scores import pair_scores
 from prorec_fast.ranking import topk
 
 __all__ = ["CandidateItems", "Whitening", "candidate_items", "enrich", "similar_users", "sparsity_level_budget"]
@@ -25,7 +26,6 @@ __all__ = ["CandidateItems", "Whitening", "candidate_items", "enrich", "similar_
 Rerank = Callable[[int, Tensor], Iterable[int]]
 
 _ROWS = 1 << 16  # rows held in float64 at a time
-_ENTRIES = 1 << 22  # numbers gathered at a time when candidates are scored
 
 
 class Whitening:
@@ -222,12 +222,16 @@ def enrich(
         if profiles.device != graph.device:
             raise ValueError(f"{name}: want a tensor on {graph.device}, got {describe(profiles)}")
     budget = sparsity_level_budget(graph.user_degree)
-    user, item, count = _offered(candidate_items(graph, similar_users(user_profiles, num_similar)), budget)
-    score = _own_items_cosine(graph, item_profiles, user, item)
+    similar = similar_users(user_profiles, num_similar)
+    similar[budget == 0] = -1  # those users want no candidates
+    indptr, indices, count = candidate_items(graph, similar)
+    own = _own_items_mean(graph, item_profiles.float())
+    score = pair_scores(F.normalize(own), F.normalize(item_profiles.float()), indptr, indices)
+    user = torch.arange(graph.num_users, device=graph.device).repeat_interleave(indptr.diff())
     order = count.sort(descending=True, stable=True).indices  # stable sorts, the most significant key last
     order = order[score[order].sort(descending=True, stable=True).indices]
     order = order[user[order].sort(stable=True).indices]
-    user, item = user[order], item[order]
+    user, item = user[order], indices[order].long()
     if rerank is not None:
         user, item = _reranked(user, item, rerank)
     chosen = _place_in_row(user) < budget[user]
@@ -248,22 +252,10 @@ def _finite_matrix(name: str, value: Tensor, *, rows: int | None = None) -> None
         raise ValueError(f"{name}: want finite entries, got NaN or infinity in {describe(value)}")
 
 
-def _offered(candidates: CandidateItems, budget: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(user, item, count) of every candidate of a user who may get new items, by (user, item)."""
-    user = torch.arange(budget.numel(), device=budget.device).repeat_interleave(candidates.indptr.diff())
-    wanted = budget[user] > 0
-    return user[wanted], candidates.indices[wanted].long(), candidates.counts[wanted]
-
-
-def _own_items_cosine(graph: BipartiteGraph, item_profiles: Tensor, user: Tensor, item: Tensor) -> Tensor:
-    """cos(mean profile of the user's own items, profile of the item) for each pair (Eq. 7), float32; 0 without one."""
+def _own_items_mean(graph: BipartiteGraph, item_profiles: Tensor) -> Tensor:
+    """[num_users, s]: the mean profile of each user's items, zeros without any."""
     indptr, indices = graph.csr()
-    profiles = item_profiles.float()
-    own = F.embedding_bag(indices.long(), profiles, indptr, mode="mean", include_last_offset=True)
-    own, profiles = F.normalize(own), F.normalize(profiles)
-    step = max(1, _ENTRIES // profiles.size(1))
-    parts = [(own[u] * profiles[i]).sum(1) for u, i in zip(user.split(step), item.split(step), strict=True)]
-    return torch.cat(parts)
+    return F.embedding_bag(indices.long(), item_profiles, indptr, mode="mean", include_last_offset=True)
 
 
 def _place_in_row(rows: Tensor) -> Tensor:

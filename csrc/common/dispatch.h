@@ -5,6 +5,7 @@
 #include "ops/distribution_kl.h"
 #include "ops/info_nce.h"
 #include "ops/propagate.h"
+#include "ops/pair_scores.h"
 #include "ops/ranking_metrics.h"
 #include "ops/topk.h"
 
@@ -17,6 +18,7 @@
   X(info_nce, InfoNceArgs)                      \
   X(propagate, PropagateArgs)                   \
   X(propagate_noise, PropagateNoiseArgs)        \
+  X(pair_scores, PairScoresArgs)                \
   X(ranking_metrics, RankingMetricsArgs)        \
   X(topk, TopkArgs)
 

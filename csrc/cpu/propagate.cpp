@@ -14,26 +14,22 @@ namespace prorec {
 namespace PRF_ISA {
 namespace {
 
-#ifndef PRF_KBLOCK
-#define PRF_KBLOCK 32
-#endif
-#ifndef PRF_AHEAD
-#define PRF_AHEAD 16
-#endif
-constexpr int64_t kBlock = PRF_KBLOCK;       // columns
-constexpr int64_t kAhead = PRF_AHEAD;       // edges between a row's prefetch and its use
-constexpr int64_t kRowWork = 4;      // a row's own work, in edges
-constexpr int64_t kTaskWork = 4096;  // edges a task
-constexpr int64_t kPackRows = 512;   // rows a task
-constexpr int64_t kKept = 256;       // edges filtered at a time
+constexpr int64_t kBlock = 8 * kLanes < 64 ? 8 * kLanes : 64;  // columns; at most 8 vectors, for 16 registers
+constexpr int64_t kAhead = 16;           // edges between a row's prefetch and its use
+constexpr int64_t kCached = 3 << 19;     // bytes: below, the second-level cache is taken to hold the table
+constexpr int64_t kRowWork = 4;          // a row's own work, in edges
+constexpr int64_t kTaskWork = 4096;      // edges a task
+constexpr int64_t kPackRows = 512;       // rows a task
 
-// One half of the graph within one block of columns.
+// One half of the graph: its rows, and the table of w of a block of columns, of the layer above and of this one.
 struct Half {
   CsrView csr;
   MatrixView x, out;
-  float* scale;     // [rows] D^-1/2
-  float* table[2];  // [rows, kWidth] w of the layer above and of this one
-  bool rows_are_users;
+  float* scale;             // [rows] D^-1/2
+  float* table[2];          // [rows, kWidth]
+  const int64_t* row_end;   // row r has the edges [csr.indptr[r], row_end[r]) of `indices` and `values`:
+  const int32_t* indices;   // those of csr, or with dropout the kept ones
+  const float* values;
 };
 
 struct Block {
@@ -92,16 +88,16 @@ PRF_INLINE void prefetch_row(const float* row) {
     __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
 }
 
-// sum += rows of `table` over edges [begin, end), of which `readable` and beyond may not be looked at.
+// sum += rows of `table` over edges [begin, end), prefetching those of edges below `ahead_end`.
 template <int kVecs, bool kWeighted>
 PRF_INLINE void add_edges(Vec (&sum)[kVecs], const float* table, const int32_t* indices, const float* values,
-                          int64_t begin, int64_t end, int64_t readable) {
+                          int64_t begin, int64_t end, int64_t ahead_end) {
   constexpr int kUnroll = kVecs <= 2 ? 4 : kVecs <= 4 ? 2 : 1;  // independent sums hide the latency of an addition
   constexpr int64_t kWidth = kVecs * kLanes;
   Vec sums[kUnroll][kVecs] = {};
   int64_t e = begin;
   for (; e + kUnroll <= end; e += kUnroll) {
-    if (e + kAhead + kUnroll <= readable)
+    if (e + kAhead + kUnroll <= ahead_end)
       for (int j = 0; j < kUnroll; ++j) prefetch_row<kVecs>(table + indices[e + kAhead + j] * kWidth);
     for (int j = 0; j < kUnroll; ++j) {
       const float* row = table + indices[e + j] * kWidth;
@@ -110,7 +106,7 @@ PRF_INLINE void add_edges(Vec (&sum)[kVecs], const float* table, const int32_t* 
     }
   }
   for (; e < end; ++e) {
-    if (e + kAhead < readable) prefetch_row<kVecs>(table + indices[e + kAhead] * kWidth);
+    if (e + kAhead < ahead_end) prefetch_row<kVecs>(table + indices[e + kAhead] * kWidth);
     const float* row = table + indices[e] * kWidth;
     for (int v = 0; v < kVecs; ++v)
       sums[0][v] += kWeighted ? values[e] * load(row + v * kLanes) : load(row + v * kLanes);
@@ -119,60 +115,22 @@ PRF_INLINE void add_edges(Vec (&sum)[kVecs], const float* table, const int32_t* 
     for (int v = 0; v < kVecs; ++v) sum[v] += sums[j][v];
 }
 
-// The kept ones of `count` edges of `row`, in order. `kept` and `kept_values` hold kKept.
-template <bool kWeighted>
-PRF_INLINE int64_t filter_edges(const EdgeDropout& dropout, const Half& half, int64_t row, int64_t begin, int64_t count,
-                                int32_t* kept, float* kept_values) {
-  alignas(64) uint64_t words[kKept + kWideLanes];
-  const int32_t* indices = half.csr.indices + begin;
-  const WideVec own = wide_splat(static_cast<uint64_t>(row)), none = {}, stream = wide_splat(kEdgeStream);
-  for (int64_t e = 0; e < count; e += kWideLanes) {
-    WideVec other;
-    if (e + kWideLanes <= count) {
-      other = wide_load(indices + e);
-    } else {
-      int32_t rest[kWideLanes] = {};
-      for (int64_t j = e; j < count; ++j) rest[j - e] = indices[j];
-      other = wide_load(rest);
-    }
-    const WidePhilox counter = half.rows_are_users ? WidePhilox{own, other, none, stream}
-                                                   : WidePhilox{other, own, none, stream};
-    *reinterpret_cast<WideVec*>(words + e) = philox_lanes(dropout.seed, counter).c0;
-  }
-  int64_t n = 0;
-  for (int64_t e = 0; e < count; ++e) {
-    kept[n] = indices[e];
-    if (kWeighted) kept_values[n] = half.csr.values[begin + e];
-    n += words[e] < dropout.keep_below;
-  }
-  return n;
-}
-
 // Rows [begin, end) of layer k: into the table of this layer, or for layer 0 into out.
-template <int kVecs, bool kWeighted, bool kDropout>
+template <int kVecs, bool kWeighted>
 void layer_rows(const PropagateArgs& a, const Half& half, const Half& other, const Block& block, int layer,
                 int64_t begin, int64_t end) {
   constexpr int64_t kWidth = kVecs * kLanes;
-  const CsrView& csr = half.csr;
   const float* above = other.table[(layer + 1) % 2];
   const float coefficient = a.coefficients[layer];
-  const int64_t num_edges = csr.indptr[csr.rows];
+  const bool dropout = half.indices != half.csr.indices;  // leaves gaps, where there is nothing to prefetch
+  const bool cached = other.csr.rows * kWidth * 4 <= kCached;
+  const int64_t ahead_end = dropout || cached ? 0 : half.csr.indptr[half.csr.rows];
   alignas(64) float scratch[kWidth];
   for (int64_t row = begin; row < end; ++row) {
     Vec sum[kVecs] = {};
-    const int64_t first = csr.indptr[row], last = csr.indptr[row + 1];
-    if (kDropout) {
-      int32_t kept[kKept];
-      float kept_values[kWeighted ? kKept : 1];
-      for (int64_t e = first; e < last; e += kKept) {
-        const int64_t n = filter_edges<kWeighted>(a.dropout, half, row, e, last - e < kKept ? last - e : kKept, kept,
-                                                  kept_values);
-        add_edges<kVecs, kWeighted>(sum, above, kept, kept_values, 0, n, n);
-      }
-      for (int v = 0; v < kVecs; ++v) sum[v] *= a.dropout.scale;
-    } else {
-      add_edges<kVecs, kWeighted>(sum, above, csr.indices, csr.values, first, last, num_edges);
-    }
+    add_edges<kVecs, kWeighted>(sum, above, half.indices, half.values, half.csr.indptr[row], half.row_end[row],
+                                ahead_end);
+    for (int v = 0; v < kVecs; ++v) sum[v] *= a.dropout.scale;
     if (a.self_loops)
       for (int v = 0; v < kVecs; ++v) sum[v] += load(half.table[(layer + 1) % 2] + row * kWidth + v * kLanes);
 
@@ -213,7 +171,20 @@ void pack_rows(const PropagateArgs& a, const Half& half, const Block& block, int
   }
 }
 
-template <int kVecs, bool kWeighted, bool kDropout>
+// Calls body(half, begin, end) over all rows of both halves (of those that are `wanted`), a share of the edges each time.
+template <class Body>
+PRF_INLINE void for_rows_by_work(const Half (&halves)[2], const bool (&wanted)[2], int threads, const Body& body) {
+  int64_t tasks[2];
+  for (int h = 0; h < 2; ++h) tasks[h] = wanted[h] ? task_count(halves[h].csr) : 0;
+  parallel_for(tasks[0] + tasks[1], threads, [&](int64_t task, int) {
+    const int h = task >= tasks[0];
+    const int64_t share = h ? task - tasks[0] : task;
+    const CsrView& csr = halves[h].csr;
+    body(h, first_row(csr, share, tasks[h]), first_row(csr, share + 1, tasks[h]));
+  });
+}
+
+template <int kVecs>
 void propagate_block(const PropagateArgs& a, const Half (&halves)[2], const Block& block, int threads) {
   const int64_t pack_tasks[2] = {(halves[0].csr.rows + kPackRows - 1) / kPackRows,
                                  (halves[1].csr.rows + kPackRows - 1) / kPackRows};
@@ -224,25 +195,12 @@ void propagate_block(const PropagateArgs& a, const Half (&halves)[2], const Bloc
     pack_rows<kVecs>(a, half, block, begin, end);
   });
   for (int layer = a.layers - 1; layer >= 0; --layer) {
-    int64_t tasks[2];
-    for (int h = 0; h < 2; ++h) tasks[h] = layer || halves[h].out.data ? task_count(halves[h].csr) : 0;
-    parallel_for(tasks[0] + tasks[1], threads, [&](int64_t task, int) {
-      const int h = task >= tasks[0];
-      const int64_t share = h ? task - tasks[0] : task;
-      const CsrView& csr = halves[h].csr;
-      layer_rows<kVecs, kWeighted, kDropout>(a, halves[h], halves[1 - h], block, layer, first_row(csr, share, tasks[h]),
-                                             first_row(csr, share + 1, tasks[h]));
+    const bool wanted[2] = {layer || halves[0].out.data, layer || halves[1].out.data};
+    for_rows_by_work(halves, wanted, threads, [&](int h, int64_t begin, int64_t end) {
+      (a.user_rows.values ? layer_rows<kVecs, true> : layer_rows<kVecs, false>)(a, halves[h], halves[1 - h], block,
+                                                                                layer, begin, end);
     });
   }
-}
-
-template <int kVecs>
-void propagate_block(const PropagateArgs& a, const Half (&halves)[2], const Block& block, int threads) {
-  const bool dropout = a.dropout.keep_below < (uint64_t{1} << 32);
-  if (a.user_rows.values)
-    (dropout ? propagate_block<kVecs, true, true> : propagate_block<kVecs, true, false>)(a, halves, block, threads);
-  else
-    (dropout ? propagate_block<kVecs, false, true> : propagate_block<kVecs, false, false>)(a, halves, block, threads);
 }
 
 // Calls the instance for `vecs` in [1, kVecs].
@@ -253,6 +211,42 @@ void dispatch_block(int64_t vecs, const PropagateArgs& a, const Half (&halves)[2
   propagate_block<kVecs>(a, halves, block, threads);
 }
 
+// Whether each edge of `row` is kept, one word an edge in `words`, which has room for whole vectors.
+PRF_INLINE void draw_edges(const EdgeDropout& dropout, bool row_is_user, int64_t row, const int32_t* indices,
+                           int64_t count, uint64_t* words) {
+  const WideVec own = wide_splat(static_cast<uint64_t>(row)), none = {}, stream = wide_splat(kEdgeStream);
+  for (int64_t e = 0; e < count; e += kWideLanes) {
+    int32_t rest[kWideLanes] = {};
+    if (e + kWideLanes > count)
+      for (int64_t j = e; j < count; ++j) rest[j - e] = indices[j];
+    const WideVec other = wide_load(e + kWideLanes <= count ? indices + e : rest);
+    const WidePhilox counter = row_is_user ? WidePhilox{own, other, none, stream} : WidePhilox{other, own, none, stream};
+    const WideVec word = philox_lanes(dropout.seed, counter).c0;
+    std::memcpy(words + e, &word, sizeof word);
+  }
+}
+
+// The kept edges of rows [begin, end), each row's from where its edges start in the CSR.
+void keep_rows(const EdgeDropout& dropout, const CsrView& csr, bool rows_are_users, int64_t begin, int64_t end,
+               int64_t* row_end, int32_t* indices, float* values) {
+  constexpr int64_t kChunk = 512;
+  uint64_t words[kChunk];
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t last = csr.indptr[row + 1];
+    int64_t n = csr.indptr[row];
+    for (int64_t first = n; first < last; first += kChunk) {
+      const int64_t count = last - first < kChunk ? last - first : kChunk;
+      draw_edges(dropout, rows_are_users, row, csr.indices + first, count, words);
+      for (int64_t e = 0; e < count; ++e) {
+        indices[n] = csr.indices[first + e];
+        if (values) values[n] = csr.values[first + e];
+        n += words[e] < dropout.keep_below;
+      }
+    }
+    row_end[row] = n;
+  }
+}
+
 }  // namespace
 
 void propagate(const PropagateArgs& a) {
@@ -261,17 +255,40 @@ void propagate(const PropagateArgs& a) {
   const int64_t edges = a.user_rows.indptr[users];
   const int threads = threads_for((2 * edges + users + items) * dim * a.layers, a.threads);
 
-  const int64_t rows[2] = {users, items};
+  const bool dropout = a.dropout.keep_below < uint64_t{1} << 32;
+  const bool weighted = a.user_rows.values != nullptr;
   const int64_t width = dim < kBlock ? (dim + kLanes - 1) / kLanes * kLanes : kBlock;
+  Half halves[2] = {{a.user_rows, a.user, a.user_out, nullptr, {}, nullptr, nullptr, nullptr},
+                    {a.item_rows, a.item, a.item_out, nullptr, {}, nullptr, nullptr, nullptr}};
   size_t bytes = 0;
-  for (int64_t n : rows) bytes += Workspace::bytes_for<float>(n) + 2 * Workspace::bytes_for<float>(n * width);
-  Workspace workspace(bytes);
-  Half halves[2] = {{a.user_rows, a.user, a.user_out, nullptr, {}, true},
-                    {a.item_rows, a.item, a.item_out, nullptr, {}, false}};
-  for (int h = 0; h < 2; ++h) {
-    halves[h].scale = workspace.take<float>(rows[h]);
-    for (float*& table : halves[h].table) table = workspace.take<float>(rows[h] * width);
+  for (const Half& half : halves) {
+    const int64_t rows = half.csr.rows;
+    bytes += Workspace::bytes_for<float>(rows) + 2 * Workspace::bytes_for<float>(rows * width);
+    if (dropout) bytes += Workspace::bytes_for<int64_t>(rows) + Workspace::bytes_for<int32_t>(edges);
+    if (dropout && weighted) bytes += Workspace::bytes_for<float>(edges);
   }
+  Workspace workspace(bytes);
+  int64_t* kept_end[2];
+  int32_t* kept[2];
+  float* kept_values[2] = {};
+  for (int h = 0; h < 2; ++h) {
+    Half& half = halves[h];
+    const int64_t rows = half.csr.rows;
+    half.scale = workspace.take<float>(rows);
+    for (float*& table : half.table) table = workspace.take<float>(rows * width);
+    half.row_end = half.csr.indptr + 1;
+    half.indices = half.csr.indices;
+    half.values = half.csr.values;
+    if (dropout) {
+      half.row_end = kept_end[h] = workspace.take<int64_t>(rows);
+      half.indices = kept[h] = workspace.take<int32_t>(edges);
+      if (weighted) half.values = kept_values[h] = workspace.take<float>(edges);
+    }
+  }
+  if (dropout)
+    for_rows_by_work(halves, {true, true}, threads, [&](int h, int64_t begin, int64_t end) {
+      keep_rows(a.dropout, halves[h].csr, h == 0, begin, end, kept_end[h], kept[h], kept_values[h]);
+    });
   for (int64_t first = 0; first < dim; first += kBlock) {
     const Block block = {first, dim - first < kBlock ? dim - first : kBlock, a.layer_step};
     dispatch_block<kBlock / kLanes>((block.width + kLanes - 1) / kLanes, a, halves, block, threads);

@@ -103,7 +103,7 @@ def checked_profiles(array: np.ndarray, rows: int, where: str) -> Tensor:
     return profiles
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Interactions of `num_users` x `num_items` in three splits, with optional profile vectors.
 
@@ -141,6 +141,12 @@ class Dataset:
                 )
         if self.train.num_edges == 0:
             raise DataError(f"{self.name}: the training split is empty")
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, {self.num_users} users x {self.num_items} items, {self.train.num_edges} train / "
+            f"{self.valid.num_edges} valid / {self.test.num_edges} test interactions, {self.provenance})"
+        )
 
     @property
     def has_profiles(self) -> bool:

@@ -1,0 +1,280 @@
+"""The command line: what it prints where, its exit codes, its one-line errors, and resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_data import write_tiny
+
+from prorec_fast.cli import main, parser
+
+COMMAND = [sys.executable, "-c", "import sys; from prorec_fast.cli import main; sys.exit(main())"]
+QUICK = ["--epochs", "4", "--eval-every", "2", "--dim", "8", "--batch-size", "128", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("cli") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--data", str(folder), *QUICK, "--out", str(out), "--seed", "1"]) == 0
+    return out
+
+
+def error_of(capsys, *arguments) -> str:
+    """Runs a command that must fail with exit code 2 and a single line about it; returns that line."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        code = exit.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "", (code, out)
+    lines = [line for line in err.splitlines() if not line.startswith("data ")]
+    assert len(lines) == 1 and lines[0].startswith("prorec-fast"), err
+    return lines[0]
+
+
+def test_cli_train_prints_a_table_and_leaves_runs(folder, tmp_path, capsys):
+    assert main(["train", "--data", str(folder), *QUICK, "--out", str(tmp_path / "r")]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].split() == ["recall@10", "recall@20", "ndcg@10", "ndcg@20", "s/epoch", "best", "epoch"]
+    assert lines[1].startswith("lightgcn  ") and lines[2].startswith("lightgcn + promax") and "%" in lines[3]
+    assert "profiles: profiles_tiny.npz" in out
+    assert "epoch 2," in err and "epoch 4," in err and "epoch 3," not in err and "\r" not in err
+    for framework in ("none", "promax"):
+        names = {path.name for path in (tmp_path / "r" / framework).iterdir()}
+        assert {"config.json", "history.json", "weights.safetensors"} <= names
+
+
+def test_cli_train_json_is_all_there_is_on_stdout(folder, tmp_path, capsys):
+    out = tmp_path / "r"
+    assert main(["train", "--data", str(folder), *QUICK, "--out", str(out), "--json", "--seeds", "3", "4"]) == 0
+    printed, _ = capsys.readouterr()
+    result = json.loads(printed)
+    assert [(row["framework"], row["seed"]) for row in result["results"]] == [
+        ("none", 3), ("promax", 3), ("none", 4), ("promax", 4),
+    ]  # fmt: skip
+    for row in result["results"]:
+        stored = json.loads((Path(row["run"]) / "history.json").read_text())["result"]
+        assert {name: row[name] for name in stored["test"]} == stored["test"]
+        assert row["seconds_per_epoch"] > 0
+    assert result == json.loads((out / "results.json").read_text())
+
+
+def test_cli_train_spread_over_seeds(folder, tmp_path, capsys):
+    arguments = ["--framework", "none", "--model", "mf", "--out", tmp_path / "r", "--seed", 1, 2]
+    assert main(["train", "--data", str(folder), *QUICK, *map(str, arguments)]) == 0
+    out, _ = capsys.readouterr()
+    assert out.count("±") == 4 and "change" not in out and "promax" not in out
+
+
+def test_cli_train_settings_reach_the_run(folder, tmp_path):
+    options = [
+        "--preset", "paper", "--framework", "promax", "--layers", "2", "--lr", "0.02", "--patience", "7",
+        "--sdr-weight", "0.3", "--s2dr-weight", "0", "--warmup-epochs", "5", "--init-scale", "2.5",
+        "--temperature", "0.4", "--teacher-temperature", "0.3", "--whitening", "joint", "--seed", "11",
+    ]  # fmt: skip
+    assert main(["train", "--data", str(folder), *QUICK, *options, "--out", str(tmp_path / "r")]) == 0
+    config = json.loads((tmp_path / "r" / "promax" / "config.json").read_text())
+    assert config["model"] == {
+        "name": "lightgcn", "dim": 8, "init_scale": 2.5, "seed": 11, "num_layers": 2, "combine": "mean",
+    }  # fmt: skip
+    framework = config["framework"]
+    assert (framework["sdr_weight"], framework["s2dr_weight"], framework["warmup_epochs"]) == (0.3, 0, 5)
+    assert (framework["temperature"], framework["teacher_temperature"]) == (0.4, 0.3)
+    assert (framework["whitening"], framework["sdr_eps"], framework["weight_range"]) == ("joint", 0.0, [0.0, 1.0])
+    training = config["training"]
+    assert (training["lr"], training["patience"], training["seed"], training["batch_size"]) == (0.02, 7, 11, 128)
+
+
+def test_cli_train_uses_the_published_weights(folder, tmp_path):
+    book = write_tiny(tmp_path / "amazon_book")
+    assert main(["train", "--data", str(book), *QUICK, "--framework", "promax", "--out", str(tmp_path / "r")]) == 0
+    framework = json.loads((tmp_path / "r" / "promax" / "config.json").read_text())["framework"]
+    assert (framework["sdr_weight"], framework["s2dr_weight"]) == (1.5, 0.05)
+
+
+def test_cli_train_default_folder_is_new_each_time(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["train", "--data", str(folder), *QUICK, "--framework", "none"]) == 0
+    assert len(list((tmp_path / "runs").glob("tiny-*"))) == 2
+
+
+def test_cli_train_names_derived_profiles(tmp_path, capsys):
+    plain = write_tiny(tmp_path / "plain", profiles=False)
+    assert main(["train", "--data", str(plain), *QUICK, "--framework", "promax", "--out", str(tmp_path / "r")]) == 0
+    assert "derived from the training matrix" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "absent"], "no such folder"),
+        (["train", "--model", "bert"], "invalid choice"),
+        (["train", "--epochs", "0"], "--epochs: want a positive integer"),
+        (["train", "--lr", "nan"], "--lr: want a finite number above 0"),
+        (["train", "--lr", "x"], "--lr: want a finite number above 0"),
+        (["train", "--sdr-weight", "-1"], "want a finite number of at least 0"),
+        (["train", "--model", "mf", "--layers", "2"], "--layers: mf has no layers"),
+        (["train", "--framework", "none", "--s2dr-weight", "1"], "--s2dr-weight: has no effect"),
+        (["train", "--seed", "1", "1"], "repeats a seed"),
+        (["train", "--device", "abacus"], "no device is called"),
+        (["train", "--resume"], "--resume: say which run"),
+        (["train", "--resume", "--out", "absent"], "leave --resume out"),
+        (["evaluate", "absent"], "no weights.safetensors there"),
+        (["data", "absent"], "no such folder"),
+        (["bake"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_cli_errors_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in error_of(capsys, *arguments)
+    assert not list(tmp_path.iterdir()), "a command that is refused leaves nothing behind"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without CUDA is what is tested")
+def test_cli_missing_device(capsys):
+    assert "cuda is not available here; try cpu" in error_of(capsys, "train", "--device", "cuda")
+
+
+def test_cli_bad_data_names_the_file(folder, tmp_path, capsys):
+    bad = write_tiny(tmp_path / "bad")
+    with np.load(bad / "interactions.npz") as archive:
+        arrays = dict(archive)
+    arrays["train_indices"][0] = 999
+    np.savez(bad / "interactions.npz", **arrays)
+    line = error_of(capsys, "train", "--data", bad, "--out", tmp_path / "r")
+    assert "interactions.npz" in line and "999" in line
+    assert not (tmp_path / "r").exists()
+
+
+def test_cli_refuses_to_overwrite_a_run(trained, folder, capsys):
+    line = error_of(capsys, "train", "--data", folder, *QUICK, "--out", trained)
+    assert "already holds a run" in line and "--resume" in line
+
+
+def test_cli_resume_refuses_other_settings_and_forgets_them(trained, capsys):
+    assert "model dim 8, not 16" in error_of(capsys, "train", "--resume", "--out", trained, "--dim", 16)
+    assert main(["train", "--resume", "--out", str(trained)]) == 0
+
+
+def test_cli_traceback_only_with_debug(capsys):
+    assert main(["train", "--data", "absent", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_cli_unexpected_errors_are_one_line_too(capsys, monkeypatch):
+    import prorec_fast.cli.inspect as inspect
+
+    def broken(arguments):
+        raise KeyError("of all things")
+
+    monkeypatch.setattr(inspect, "run_data", broken)
+    line = error_of(capsys, "data")
+    assert "KeyError" in line and "--debug" in line
+
+
+def test_cli_evaluate_equals_the_stored_result(trained, capsys):
+    assert main(["evaluate", str(trained), "--json", "--device", "cpu"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    stored = {row["run"]: row for row in json.loads((trained / "results.json").read_text())["results"]}
+    assert {row["run"] for row in rows} == set(stored)
+    for row in rows:
+        assert row["verdict"] == "equal to the stored result"
+        assert all(row["test"][name] == stored[row["run"]][name] for name in row["test"])
+    assert main(["evaluate", str(trained / "promax"), "--device", "cpu"]) == 0
+    assert "recall@20" in capsys.readouterr().out
+
+
+def test_cli_evaluate_notices_changes(folder, tmp_path, capsys):
+    out = tmp_path / "r"
+    assert main(["train", "--data", str(folder), *QUICK, "--framework", "none", "--out", str(out)]) == 0
+    history = json.loads((out / "none" / "history.json").read_text())
+    history["result"]["test"]["recall@20"] += 0.01
+    (out / "none" / "history.json").write_text(json.dumps(history))
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--device", "cpu"]) == 1
+    assert "differs" in capsys.readouterr().out
+    other = write_tiny(tmp_path / "other", profiles=False)
+    assert "trained on other data" in error_of(capsys, "evaluate", out, "--data", other)
+    (out / "none" / "weights.safetensors").write_bytes(b"\0" * 64)
+    assert "weights.safetensors: cannot be read" in error_of(capsys, "evaluate", out)
+
+
+def test_cli_data(folder, capsys):
+    assert main(["data", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["users"], facts["items"], facts["profile_width"]) == (60, 50, 12)
+    assert main(["data", str(folder)]) == 0
+    assert "profiles_tiny.npz" in capsys.readouterr().out
+
+
+def test_cli_parser_knows_what_the_package_has():
+    from prorec_fast.frameworks import FRAMEWORKS, PRESETS
+    from prorec_fast.models import MODELS
+
+    assert set(parser.MODELS) == set(MODELS) and set(parser.PRESETS) == set(PRESETS)
+    assert set(parser.FRAMEWORKS) == {*FRAMEWORKS, "both"}
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["data"], ["info"]])
+def test_cli_help(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([*command, "--help"])
+    assert exit.value.code == 0 and "usage: prorec-fast" in capsys.readouterr().out
+
+
+def test_cli_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom prorec_fast.cli import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'safetensors', 'tqdm'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=30)
+
+
+def test_cli_shows_a_bar_on_a_terminal(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    arguments = ["train", "--data", str(folder), *QUICK, "--framework", "none", "--out", str(tmp_path / "r"), "--json"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    json.loads(out)
+    assert "4/4" in err and "best recall@20" in err
+
+
+def test_cli_interrupt_leaves_a_run_that_resumes(folder, tmp_path):
+    out = tmp_path / "r"
+    settings = ["--framework", "none", "--dim", "8", "--batch-size", "64", "--eval-every", "1", "--device", "cpu"]
+    command = [*COMMAND, "train", "--data", str(folder), *settings, "--epochs", "100000", "--patience", "100000"]
+    process = subprocess.Popen(
+        [*command, "--out", str(out), "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while "epoch 3," not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130 and stdout == ""
+    last = stderr.strip().splitlines()[-1]
+    assert "Traceback" not in stderr and "interrupted" in last and f"--resume --out {out}" in last
+    done = len(json.loads((out / "none" / "history.json").read_text())["epochs"])
+    assert done >= 3
+    assert main(["train", "--resume", "--out", str(out), "--epochs", str(done + 2)]) == 0
+    assert len(json.loads((out / "none" / "history.json").read_text())["epochs"]) == done + 2

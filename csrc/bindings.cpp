@@ -123,6 +123,13 @@ void propagate_noise(const py::tuple& x, const py::object& total, float weight, 
                                                         static_cast<uint64_t>(seed), counter, threads});
 }
 
+void sample_negatives(const py::tuple& rows, Address users, int64_t batch, int64_t num, Address cumulative, int64_t seed,
+                      Address out, Address failed, int threads) {
+  run(cpu_kernels().sample_negatives,
+      SampleNegativesArgs{csr(rows), pointer<const int64_t>(users), batch, num, pointer<const int64_t>(cumulative),
+                          static_cast<uint64_t>(seed), pointer<int64_t>(out), pointer<int64_t>(failed), threads});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -136,6 +143,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("info_nce", &info_nce);
   m.def("propagate", &propagate);
   m.def("propagate_noise", &propagate_noise);
+  m.def("sample_negatives", &sample_negatives);
   m.def("topk", &topk);
   m.def("ranking_metrics", &ranking_metrics);
   m.def("candidate_items", &candidate_items);

@@ -7,6 +7,7 @@
 #include "ops/propagate.h"
 #include "ops/pair_scores.h"
 #include "ops/ranking_metrics.h"
+#include "ops/sample_negatives.h"
 #include "ops/topk.h"
 
 // Every CPU kernel: X(name, arguments). The one list that csrc/cpu, the dispatcher and the bindings share.
@@ -20,6 +21,7 @@
   X(propagate_noise, PropagateNoiseArgs)        \
   X(pair_scores, PairScoresArgs)                \
   X(ranking_metrics, RankingMetricsArgs)        \
+  X(sample_negatives, SampleNegativesArgs)      \
   X(topk, TopkArgs)
 
 namespace prorec {

@@ -11,49 +11,84 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prorec_fast.ops.bpr import bpr_cpu
+from prorec_fast.ops.bpr import BPR
 from prorec_fast.ops.candidate_items import candidate_items_cpu
-from prorec_fast.ops.propagate import propagate_cpu, transposed
-from prorec_fast.ops.distribution_kl import distribution_kl_cpu, distribution_kl_rows_cpu
+from prorec_fast.ops.common import RowLoss
+from prorec_fast.ops.distribution_kl import DISTRIBUTION_KL
 from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_cpu
+from prorec_fast.ops.info_nce import CROSS_VIEW_INFO_NCE, INFO_NCE
+from prorec_fast.ops.propagate import propagate_cpu, transposed
 from prorec_fast.ops.ranking_metrics import ranking_metrics_cpu
+from prorec_fast.ops.sample_negatives import sample_negatives_cpu
 from prorec_fast.ops.topk import topk_cpu
 from prorec_fast.reference.ranking_metrics import METRICS
 
 
-def _reduced(rows: int, reduction: str, like: Tensor) -> Tensor:
-    return like.new_empty((rows,) if reduction == "none" else ())
+def _register_loss(op: RowLoss, arguments: str) -> None:
+    """Registers prorec_fast::<name>, which returns coefficient . rows and its gradients, and prorec_fast::<name>_rows,
+    each row's loss, whose backward pass is the former with grad_out as the coefficient."""
+    count = op.num_inputs
+
+    def total(*values):
+        *values, coefficient = values
+        result, grads = op.total(*values, coefficient=coefficient)
+        return result, *(g if g.untyped_storage().nbytes() == g.nbytes else g.clone() for g in grads)
+
+    def total_fake(*values):
+        return values[0].new_empty(()), *(v.new_empty(v.shape) for v in values[:count])
+
+    def total_setup(ctx, inputs, output):
+        ctx.save_for_backward(*output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.num_arguments = len(inputs)
+
+    def total_backward(ctx, grad_out, *_):
+        grads = (None if grad_out is None else g * grad_out for g in ctx.saved_tensors)
+        return *grads, *(None,) * (ctx.num_arguments - count)
+
+    def rows(*values):
+        return op.launch(*values)[0].to(values[0].dtype)
+
+    def rows_fake(*values):
+        return values[0].new_empty(op.batch(*values))
+
+    def rows_setup(ctx, inputs, output):
+        ctx.is_tensor = [isinstance(v, Tensor) for v in inputs]
+        ctx.options = [None if tensor else v for v, tensor in zip(inputs, ctx.is_tensor, strict=True)]
+        ctx.save_for_backward(*(v for v in inputs if isinstance(v, Tensor)))
+
+    def rows_backward(ctx, grad_out):
+        saved = iter(ctx.saved_tensors)
+        values = [next(saved) if tensor else v for v, tensor in zip(ctx.options, ctx.is_tensor, strict=True)]
+        _, *grads = getattr(torch.ops.prorec_fast, op.name)(*values, grad_out.float())
+        return *grads, *(None,) * (len(values) - count)
+
+    results = ", ".join(["Tensor"] * (1 + count))
+    for name, function, schema, fake, setup, backward in (
+        (op.name, total, f"({arguments}, Tensor coefficient) -> ({results})", total_fake, total_setup, total_backward),
+        (op.name + "_rows", rows, f"({arguments}) -> Tensor", rows_fake, rows_setup, rows_backward),
+    ):
+        registered = torch.library.custom_op(f"prorec_fast::{name}", function, mutates_args=(), schema=schema)
+        registered.register_fake(fake)
+        registered.register_autograd(backward, setup_context=setup)
 
 
-def _broadcast_rows(grad: Tensor, grad_out: Tensor) -> Tensor:
-    """Scales gradient rows by grad_out: 0-d, or one a row."""
-    return grad * (grad_out if grad_out.dim() == 0 else grad_out[:, None])
-
-
-@torch.library.custom_op("prorec_fast::bpr", mutates_args=())
-def bpr(user: Tensor, positive: Tensor, negative: Tensor, reduction: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return bpr_cpu(user, positive, negative, reduction, (True, True, True))
-
-
-@bpr.register_fake
-def _(user: Tensor, positive: Tensor, negative: Tensor, reduction: str):
-    grads = (user.new_empty(user.shape) for _ in range(3))
-    return _reduced(user.size(0), reduction, user), *grads
-
-
-def _bpr_setup(ctx, inputs, output):
-    ctx.save_for_backward(*output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _bpr_backward(ctx, grad_out, *_):
-    if grad_out is None:
-        return None, None, None, None
-    return *(_broadcast_rows(grad, grad_out) for grad in ctx.saved_tensors), None
-
-
-bpr.register_autograd(_bpr_backward, setup_context=_bpr_setup)
+_register_loss(BPR, "Tensor user, Tensor positive, Tensor negative")
+_register_loss(
+    DISTRIBUTION_KL,
+    "Tensor user, Tensor item, Tensor? users, Tensor teacher_user, Tensor teacher_item, Tensor? teacher_rows, "
+    "Tensor teacher_lse, Tensor teacher_entropy, float temperature, float teacher_temperature, str divergence, "
+    "float eps, bool normalize",
+)
+_register_loss(
+    INFO_NCE,
+    "Tensor anchor, Tensor positive, Tensor? rows, float temperature, bool normalize, bool symmetric, float eps",
+)
+_register_loss(
+    CROSS_VIEW_INFO_NCE,
+    "Tensor user_a, Tensor item_a, Tensor user_b, Tensor item_b, Tensor? users, Tensor? items, float temperature",
+)
 
 
 @torch.library.custom_op("prorec_fast::teacher_stats", mutates_args=())
@@ -66,92 +101,6 @@ def teacher_stats(user: Tensor, item: Tensor, temperature: float, normalize: boo
 def _(user: Tensor, item: Tensor, temperature: float, normalize: bool):
     wide = torch.float64 if user.dtype == torch.float64 else torch.float32
     return tuple(user.new_empty(user.size(0), dtype=wide) for _ in range(2))
-
-
-@torch.library.custom_op("prorec_fast::distribution_kl", mutates_args=())
-def distribution_kl(
-    user: Tensor,
-    item: Tensor,
-    users: Tensor | None,
-    teacher_user: Tensor,
-    teacher_item: Tensor,
-    teacher_rows: Tensor | None,
-    teacher_lse: Tensor,
-    teacher_entropy: Tensor,
-    temperature: float,
-    teacher_temperature: float,
-    divergence: str,
-    eps: float,
-    normalize: bool,
-    coefficient: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """coefficient . loss_rows (0-d), and its gradients by user and item."""
-    total, grad_user, grad_item = distribution_kl_cpu(
-        user, item, users, teacher_user, teacher_item, teacher_rows, teacher_lse, teacher_entropy, temperature,
-        teacher_temperature, divergence, eps, normalize, coefficient,
-    )  # fmt: skip
-    return total, grad_user, grad_item.clone() if grad_item.untyped_storage().nbytes() != grad_item.nbytes else grad_item
-
-
-@distribution_kl.register_fake
-def _(user, item, *_):
-    return user.new_empty(()), user.new_empty(user.shape), item.new_empty(item.shape)
-
-
-def _total_setup(ctx, inputs, output):
-    ctx.save_for_backward(*output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.num_inputs = len(inputs)
-
-
-def _total_backward(ctx, grad_out, *_):
-    grads = (None if grad_out is None else g * grad_out for g in ctx.saved_tensors)
-    return *grads, *(None,) * (ctx.num_inputs - len(ctx.saved_tensors))
-
-
-distribution_kl.register_autograd(_total_backward, setup_context=_total_setup)
-
-
-@torch.library.custom_op("prorec_fast::distribution_kl_rows", mutates_args=())
-def distribution_kl_rows(
-    user: Tensor,
-    item: Tensor,
-    users: Tensor | None,
-    teacher_user: Tensor,
-    teacher_item: Tensor,
-    teacher_rows: Tensor | None,
-    teacher_lse: Tensor,
-    teacher_entropy: Tensor,
-    temperature: float,
-    teacher_temperature: float,
-    divergence: str,
-    eps: float,
-    normalize: bool,
-) -> Tensor:
-    """loss_rows [B]; the backward pass is prorec_fast::distribution_kl with grad_out as the coefficient."""
-    return distribution_kl_rows_cpu(
-        user, item, users, teacher_user, teacher_item, teacher_rows, teacher_lse, teacher_entropy, temperature,
-        teacher_temperature, divergence, eps, normalize,
-    )  # fmt: skip
-
-
-@distribution_kl_rows.register_fake
-def _(user, item, users, *_):
-    return user.new_empty(user.size(0) if users is None else users.size(0))
-
-
-def _rows_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:8])
-    ctx.options = inputs[8:]
-
-
-def _rows_backward(ctx, grad_out):
-    _, *grads = torch.ops.prorec_fast.distribution_kl(*ctx.saved_tensors, *ctx.options, grad_out.float())
-    return *grads, *(None,) * 11
-
-
-distribution_kl_rows.register_autograd(_rows_backward, setup_context=_rows_setup)
 
 
 @torch.library.custom_op("prorec_fast::propagate", mutates_args=())
@@ -198,13 +147,13 @@ propagate.register_autograd(_propagate_backward, setup_context=_propagate_setup)
 
 @torch.library.custom_op("prorec_fast::topk", mutates_args=())
 def topk(
-    user: Tensor, item: Tensor, k: int, exclude_indptr: Tensor | None, exclude_indices: Tensor | None, users: Tensor | None
+    user: Tensor, item: Tensor, k: int, indptr: Tensor | None, indices: Tensor | None, users: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return topk_cpu(user, item, k, exclude_indptr, exclude_indices, users)
+    return topk_cpu(user, item, k, indptr, indices, users)
 
 
 @topk.register_fake
-def _(user, item, k, exclude_indptr, exclude_indices, users):
+def _(user, item, k, indptr, indices, users):
     shape = (user.size(0) if users is None else users.size(0), k)
     return user.new_empty(shape), user.new_empty(shape, dtype=torch.int64)
 
@@ -230,3 +179,15 @@ def candidate_items(
 def _(indptr, indices, num_items, similar):
     found = torch.library.get_ctx().new_dynamic_size()
     return indptr.new_empty(similar.size(0) + 1), *(indices.new_empty(found) for _ in range(2))
+
+
+@torch.library.custom_op("prorec_fast::sample_negatives", mutates_args=())
+def sample_negatives(
+    indptr: Tensor, indices: Tensor, num_items: int, users: Tensor, num: int, seed: Tensor, cumulative: Tensor | None
+) -> Tensor:
+    return sample_negatives_cpu(indptr, indices, num_items, users, num, seed, cumulative)
+
+
+@sample_negatives.register_fake
+def _(indptr, indices, num_items, users, num, seed, cumulative):
+    return users.new_empty(users.size(0), num)

@@ -10,8 +10,122 @@ from torch import Tensor
 
 from prorec_fast import library  # noqa: F401  (registers the operators that torch.compile traces)
 from prorec_fast.ops import bpr as _bpr
+from prorec_fast.ops import distribution_kl as _distribution_kl
+from prorec_fast.ops import info_nce as _info_nce
+from prorec_fast.ops.distribution_kl import TeacherDistribution
 
-__all__ = ["bpr"]
+__all__ = ["TeacherDistribution", "bpr", "cross_view_info_nce", "distribution_kl", "info_nce"]
+
+
+def distribution_kl(
+    user: Tensor,
+    item: Tensor,
+    teacher_user: Tensor | None,
+    teacher_item: Tensor | None,
+    *,
+    users: Tensor | None = None,
+    temperature: float = 0.2,
+    teacher_temperature: float = 0.2,
+    divergence: str = "cross_entropy",
+    weighting: str | Tensor = "entropy",
+    weight_range: tuple[float, float] = (0.1, 1.0),
+    eps: float = 0.0,
+    normalize: bool = True,
+    teacher: TeacherDistribution | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Shapes the student's softmax over all items by a frozen teacher's (ProMax, arXiv 2604.26231, Eq. 12 and 13).
+
+    With s_uj = cos(user_u, item_j) / temperature, q_u = softmax_j s_uj, and likewise p_u of the teacher's tables,
+    returns the reduction over users of w_u D(p_u, q_u). Gradients flow to `user` and `item`; the teacher is constant.
+    Nothing of size B x N is kept: the extra memory is O((B + N) d).
+
+    Args:
+        user: [B, d], or the whole table [M, d] with `users`.
+        item: [N, d].
+        teacher_user: [B, t], or [M, t] with `users`; None with `teacher`.
+        teacher_item: [N, t]; None with `teacher`.
+        users: int64 [B], rows of the user tables; a row may come more than once.
+        temperature, teacher_temperature: above 0. With `teacher`, its own temperature counts.
+        divergence: "cross_entropy" -sum_j p log q; "kl" KL(p||q); "reverse_kl" KL(q||p); "js" Jensen-Shannon.
+        weighting: "entropy" w_u = clamp(1 - H(p_u) / log N, *weight_range), "none", or a tensor [B].
+        weight_range: (lo, hi) of the clamp. The paper has none: (0.0, 1.0).
+        eps: added to every probability of which a logarithm is taken. The released code has 1e-8, the paper 0.
+        normalize: cosines; False takes inner products.
+        teacher: a TeacherDistribution over the same tables, so that its statistics are computed once a run.
+        reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument of another type, shape, dtype, device or range; the message
+            names it.
+    """
+    return _distribution_kl.distribution_kl(
+        user, item, teacher_user, teacher_item, users=users, temperature=temperature,
+        teacher_temperature=teacher_temperature, divergence=divergence, weighting=weighting,
+        weight_range=weight_range, eps=eps, normalize=normalize, teacher=teacher, reduction=reduction,
+    )  # fmt: skip
+
+
+def info_nce(
+    anchor: Tensor,
+    positive: Tensor,
+    *,
+    rows: Tensor | None = None,
+    temperature: float = 0.2,
+    normalize: bool = True,
+    symmetric: bool = False,
+    eps: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """In-batch contrast (van den Oord et al., 2018): -log softmax_j(cos(anchor_b, positive_j) / temperature) at j = b.
+
+    Nothing of size B x B is kept. With anchor and positive the same tensor it is the uniformity term of self-contrast.
+
+    Args:
+        anchor, positive: [B, d], or tables [M, d] with `rows`; one floating dtype and device.
+        rows: int64 [B], the batch as rows of both tables, so that no gathered copy is made.
+        temperature: above 0.
+        normalize: cosines; False takes inner products.
+        symmetric: the mean of both directions.
+        eps: -log(share + eps) in place of -log(share). ProMax's released code has 1e-5.
+        reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument of another type, shape, dtype, device or range; the message
+            names it.
+    """
+    return _info_nce.info_nce(
+        anchor, positive, rows=rows, temperature=temperature, normalize=normalize, symmetric=symmetric, eps=eps,
+        reduction=reduction,
+    )  # fmt: skip
+
+
+def cross_view_info_nce(
+    user_a: Tensor,
+    item_a: Tensor,
+    user_b: Tensor,
+    item_b: Tensor,
+    *,
+    users: Tensor | None = None,
+    items: Tensor | None = None,
+    temperature: float = 0.2,
+    reduction: str = "mean",
+) -> Tensor:
+    """Ties two views of a graph: (info_nce(user_a, item_b) + info_nce(user_b, item_a)) / 2 (ProMax Eq. 14).
+
+    Args:
+        user_a, item_a, user_b, item_b: [B, d] each, or whole tables [M, d] and [N, d] with `users` and `items`.
+        users, items: int64 [B] each, the batch's pairs. The result is that of the gathered rows, but equal rows are
+            counted once, with their multiplicity.
+        temperature, reduction: as for `info_nce`.
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument of another type, shape, dtype, device or range; the message
+            names it.
+    """
+    return _info_nce.cross_view_info_nce(
+        user_a, item_a, user_b, item_b, users=users, items=items, temperature=temperature, reduction=reduction
+    )
 
 
 def bpr(user: Tensor, positive: Tensor, negative: Tensor, *, reduction: str = "mean") -> Tensor:

@@ -24,15 +24,14 @@ void bpr(const BprArgs& a) {
       const float* n = row_as_float(a.negative, b, rows + 2 * D);
       const float x = dot(u, n, D) - dot(u, p, D);
       const float e = std::exp(-std::fabs(x));
-      if (a.loss) a.loss[b] = (x > 0 ? x : 0 * x) + std::log1p(e);  // 0 * x keeps a NaN
-      float g = (x >= 0 ? 1.f : e) / (1 + e) * a.grad_scale;  // sigmoid(x)
-      if (a.grad_rows) g *= a.grad_rows[b];
-      if (a.grad_user)
-        for (int64_t k = 0; k < D; ++k) a.grad_user[b * D + k] = g * (n[k] - p[k]);
-      if (a.grad_positive)
-        for (int64_t k = 0; k < D; ++k) a.grad_positive[b * D + k] = -g * u[k];
-      if (a.grad_negative)
-        for (int64_t k = 0; k < D; ++k) a.grad_negative[b * D + k] = g * u[k];
+      a.loss[b] = (x > 0 ? x : 0 * x) + std::log1p(e);  // 0 * x keeps a NaN
+      if (!a.grad_rows) continue;
+      const float g = (x >= 0 ? 1.f : e) / (1 + e) * a.grad_rows[b];  // sigmoid(x)
+      for (int64_t k = 0; k < D; ++k) {
+        a.grad_user[b * D + k] = g * (n[k] - p[k]);
+        a.grad_positive[b * D + k] = -g * u[k];
+        a.grad_negative[b * D + k] = g * u[k];
+      }
     }
   });
 }

@@ -8,6 +8,7 @@
 #endif
 
 #define PRF_INLINE __attribute__((always_inline)) static inline
+#define PRF_INLINE_MEMBER __attribute__((always_inline)) inline
 
 namespace prorec {
 namespace PRF_ISA {
@@ -28,6 +29,7 @@ PRF_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligne
 PRF_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
 PRF_INLINE Vec splat(float x) { return Vec{} + x; }
 
+// Both return b where either is NaN.
 PRF_INLINE Vec max(Vec a, Vec b) {
 #ifdef __AVX512F__
   return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
@@ -54,30 +56,42 @@ PRF_INLINE float reduce_max(Vec v) {
   return m;
 }
 
-// 2^x for x in [-126, 127], 1.2e-7 relative. Callers bound x; exp2_clamped below does it for them.
-PRF_INLINE Vec exp2(Vec x) {
-  const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const Vec shifted = x + magic;
-  const Vec f = x - (shifted - magic);  // [-0.5, 0.5]
-  // Minimax for 2^f, degree 6.
-  Vec p = splat(1.53987410e-4f);
-  p = p * f + 1.33923441e-3f;
-  p = p * f + 9.61817242e-3f;
-  p = p * f + 5.55036426e-2f;
-  p = p * f + 2.40226522e-1f;
-  p = p * f + 6.93147182e-1f;
-  p = p * f + 1.0f;
-  IVec bits;
-  std::memcpy(&bits, &p, sizeof bits);
-  IVec n;
-  std::memcpy(&n, &shifted, sizeof n);
-  bits += n << 23;
-  std::memcpy(&p, &bits, sizeof p);
-  return p;
+template <class To, class From>
+PRF_INLINE To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
 
-// 2^x with x below -126 taken as -126 (1.2e-38) and above 127 as 127.
-PRF_INLINE Vec exp2_clamped(Vec x) { return exp2(min(max(x, splat(-126.f)), splat(127.f))); }
+// 2^x to 1.7e-7 relative, for x in [-126, 127] or NaN: the caller bounds x, or calls one of the two below.
+PRF_INLINE Vec exp2(Vec x) {
+  const Vec shifted = x + 12582912.f;     // 1.5 * 2^23: rounds to the nearest integer, found in the low bits
+  const Vec f = x - (shifted - 12582912.f);  // [-0.5, 0.5]
+  Vec p = splat(1.3264727e-3f);           // minimax in relative error, the constant fixed at 1
+  p = p * f + 9.6715130e-3f;
+  p = p * f + 5.5507336e-2f;
+  p = p * f + 2.4022242e-1f;
+  p = p * f + 6.9314700e-1f;
+  p = p * f + 1.0f;
+  return bits<Vec>(bits<IVec>(p) + (bits<IVec>(shifted) << 23));
+}
+
+// The same with x below -126 taken as -126 (1.2e-38).
+PRF_INLINE Vec exp2_bounded_above(Vec x) { return exp2(max(splat(-126.f), x)); }
+
+// ln(x) to 2e-7 absolute or relative, for normal positive x.
+PRF_INLINE Vec log(Vec x) {
+  const IVec exponent = (bits<IVec>(x) - 0x3f3504f3) >> 23;        // so that the mantissa is in [sqrt(1/2), sqrt(2))
+  const Vec m = bits<Vec>(bits<IVec>(x) - (exponent << 23));
+  const Vec s = (m - 1.f) / (m + 1.f);                             // ln m = 2 atanh(s), |s| < 0.172
+  const Vec s2 = s * s;
+  Vec p = s2 * (2.f / 9) + 2.f / 7;
+  p = p * s2 + 2.f / 5;
+  p = p * s2 + 2.f / 3;
+  p = p * s2 + 2.f;
+  return __builtin_convertvector(exponent, Vec) * 0.69314718f + p * s;
+}
 
 }  // namespace PRF_ISA
 }  // namespace prorec

@@ -6,10 +6,9 @@ namespace prorec {
 
 struct BprArgs {
   MatrixView user, positive, negative;  // [B, D]
-  float grad_scale;                     // multiplies every row's gradient
-  const float* grad_rows;               // [B] further factor per row, or null
-  float* loss;                          // [B], or null
-  float *grad_user, *grad_positive, *grad_negative;  // [B, D] contiguous float32, each may be null
+  const float* grad_rows;               // [B] dL/d loss_b, with the gradients
+  float* loss;                          // [B]
+  float *grad_user, *grad_positive, *grad_negative;  // [B, D] contiguous float32, with grad_rows
   int threads;
 };
 

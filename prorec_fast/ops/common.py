@@ -1,24 +1,115 @@
-"""What the operations share: reductions over rows of losses."""
+"""What the losses share: a loss per row, reduced with its gradients from the same pass, or row by row."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def row_weight(reduction: str, rows: int) -> float:
-    """The weight of one row's loss in the reduced loss."""
-    return 1.0 / max(rows, 1) if reduction == "mean" else 1.0
+class RowLoss(NamedTuple):
+    """An operation whose kernel gives one loss a row.
+
+    launch(*arguments, coefficient=None) returns (rows [B], gradients): float32 losses and, with a coefficient [B], the
+    gradients of coefficient . rows by the leading `num_inputs` arguments, in the arguments' dtypes.
+    """
+
+    name: str
+    launch: Callable[..., tuple[Tensor, list[Tensor]]]
+    num_inputs: int
+
+    def __call__(self, *arguments, reduction: str, weight: Tensor | None = None) -> Tensor:
+        """The mean, the sum or each of weight * rows. The mean of no rows is 0."""
+        if reduction == "none" or (weight is not None and weight.requires_grad):
+            rows = self.rows(*arguments)
+            weighted = rows if weight is None else weight.to(rows.dtype) * rows
+            return reduce_rows(weighted, reduction)
+        batch = self.batch(*arguments)
+        coefficient = torch.full((batch,), 1.0) if weight is None else weight.float()
+        if reduction == "mean":
+            coefficient = coefficient / max(batch, 1)
+        if torch.compiler.is_compiling():
+            return getattr(torch.ops.prorec_fast, self.name)(*arguments, coefficient)[0]
+        return _TotalFunction.apply(self, coefficient, *arguments)
+
+    def rows(self, *arguments) -> Tensor:
+        if torch.compiler.is_compiling():
+            return getattr(torch.ops.prorec_fast, self.name + "_rows")(*arguments)
+        return _RowsFunction.apply(self, *arguments)
+
+    def batch(self, *arguments) -> int:
+        """The number of rows: of the index vector after the inputs where there is one, else of the first input."""
+        index = arguments[self.num_inputs] if len(arguments) > self.num_inputs else None
+        return index.size(0) if isinstance(index, Tensor) and index.dtype == torch.int64 else arguments[0].size(0)
+
+    def total(self, *arguments, coefficient: Tensor, gradients: bool = True) -> tuple[Tensor, list[Tensor]]:
+        """coefficient . rows (0-d, summed in float64) and its gradients."""
+        coefficient = coefficient.float().contiguous()
+        rows, grads = self.launch(*arguments, coefficient=coefficient if gradients else None)
+        return torch.dot(rows.double(), coefficient.double()).to(arguments[0].dtype), grads
 
 
-def reduce_rows(rows: Tensor, reduction: str, dtype) -> Tensor:
-    """float32 rows of losses, reduced in float64 and returned in `dtype`; the mean of no rows is 0."""
+class _TotalFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, op: RowLoss, coefficient: Tensor, *arguments):
+        ctx.name, ctx.needs = op.name, ctx.needs_input_grad[2:]
+        total, grads = op.total(*arguments, coefficient=coefficient, gradients=any(ctx.needs))
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        with torch.no_grad():
+            grads = [g * grad_out if need else None for g, need in zip(ctx.saved_tensors, ctx.needs, strict=False)]
+        grads = (refuse_second_derivative(ctx.name, g) for g in grads)
+        return None, None, *grads, *(None,) * (len(ctx.needs) - len(ctx.saved_tensors))
+
+
+class _RowsFunction(torch.autograd.Function):
+    """Each row's loss; the backward pass runs the kernel again with grad_out as the coefficient."""
+
+    @staticmethod
+    def forward(ctx, op: RowLoss, *arguments):
+        ctx.op, ctx.needs = op, ctx.needs_input_grad[1:]
+        ctx.is_tensor = [isinstance(a, Tensor) for a in arguments]
+        ctx.options = [None if tensor else a for a, tensor in zip(arguments, ctx.is_tensor, strict=True)]
+        ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
+        return op.launch(*arguments)[0].to(arguments[0].dtype)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        saved = iter(ctx.saved_tensors)
+        arguments = (next(saved) if tensor else a for a, tensor in zip(ctx.options, ctx.is_tensor, strict=True))
+        _, grads = ctx.op.launch(*arguments, coefficient=grad_out.float().contiguous())
+        grads = (g if need else None for g, need in zip(grads, ctx.needs, strict=False))
+        grads = (refuse_second_derivative(ctx.op.name, g) for g in grads)
+        return None, *grads, *(None,) * (len(ctx.needs) - ctx.op.num_inputs)
+
+
+class _RefuseSecondDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, name: str, grad: Tensor) -> Tensor:
+        ctx.name = name
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError(f"{ctx.name}: its second derivative is not there; float64 inputs run the reference, which has it")
+
+
+def refuse_second_derivative(name: str, grad: Tensor | None) -> Tensor | None:
+    """`grad`, such that differentiating it raises instead of giving a silent zero."""
+    if grad is None or not torch.is_grad_enabled():  # grad mode is on in a backward pass with create_graph=True only
+        return grad
+    return _RefuseSecondDerivative.apply(name, grad.detach().requires_grad_())
+
+
+def reduce_rows(rows: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
-        return rows.to(dtype)
-    return (rows.double().sum() * row_weight(reduction, rows.numel())).to(dtype)
-
-
-def scaled(grad: Tensor | None, grad_out: Tensor) -> Tensor | None:
-    """A gradient that the forward pass computed for grad_out = 1, times the real grad_out (0-d)."""
-    return None if grad is None else grad * grad_out
+        return rows
+    total = rows.sum()
+    return total / max(rows.size(0), 1) if reduction == "mean" else total

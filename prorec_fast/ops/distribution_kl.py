@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from prorec_fast import _native
+from prorec_fast._checks import float_matrix, index_vector, one_of, positive_number, same_device_and_dtype
+from prorec_fast.ops.common import REDUCTIONS, RowLoss
+from prorec_fast.reference import distribution_kl as reference
+
+DIVERGENCES = ("cross_entropy", "kl", "reverse_kl", "js")
+_STATS_ROWS = 1024  # rows of logits at a time where no kernel is built
+
+
+class TeacherDistribution:
+    """A frozen teacher p_u = softmax_j cos(teacher_user_u, teacher_item_j) / temperature, its statistics computed once.
+
+    Attributes:
+        user, item: the tables, [M, t] and [N, t].
+        lse: [M], log sum_j exp t_uj.
+        entropy: [M], H(p_u) in nats.
+
+    Raises:
+        TypeError, ValueError: a table of another type, shape, dtype or device; the message names it.
+    """
+
+    def __init__(
+        self, teacher_user: Tensor, teacher_item: Tensor, *, temperature: float = 0.2, normalize: bool = True
+    ) -> None:
+        float_matrix("teacher_user", teacher_user)
+        float_matrix("teacher_item", teacher_item, cols=teacher_user.size(1))
+        same_device_and_dtype(("teacher_user", "teacher_item"), (teacher_user, teacher_item))
+        positive_number("temperature", temperature)
+        self.user, self.item = teacher_user.detach(), teacher_item.detach()
+        self.temperature, self.normalize = float(temperature), bool(normalize)
+        self.lse, self.entropy = teacher_stats(self.user, self.item, self.temperature, self.normalize)
+
+    def weight(self, weight_range: tuple[float, float] = (0.1, 1.0)) -> Tensor:
+        """w_u = clamp(1 - H(p_u) / log N, *weight_range) (ProMax Eq. 13): [M]."""
+        return reference.entropy_weight(self.entropy, self.item.size(0), weight_range)
+
+
+def teacher_stats(user: Tensor, item: Tensor, temperature: float, normalize: bool) -> tuple[Tensor, Tensor]:
+    """lse_j(t_uj) and H(p_u), each [M], float32 (float64 for float64 tables)."""
+    if _native.runs_on_cpu_kernel(user, item):
+        user, item = _native.storable(user), _native.storable(item)
+        lse, entropy = torch.zeros(2, user.size(0), dtype=torch.float32)
+        _native.extension().distribution_stats(
+            _native.matrix(user), _native.matrix(item), 1 / temperature, normalize, lse.data_ptr(),
+            entropy.data_ptr(), _native.threads(),
+        )  # fmt: skip
+        return lse, entropy
+    wide = user.dtype if user.dtype == torch.float64 else torch.float32
+    parts = []
+    for rows in user.split(_STATS_ROWS):
+        t = reference.scores(rows.to(wide), item.to(wide), temperature, normalize)
+        parts.append((t.logsumexp(1), reference.entropy(t.log_softmax(1))))
+    if not parts:
+        return user.new_zeros(0, dtype=wide), user.new_zeros(0, dtype=wide)
+    return torch.cat([lse for lse, _ in parts]), torch.cat([h for _, h in parts])
+
+
+def distribution_kl(
+    user: Tensor,
+    item: Tensor,
+    teacher_user: Tensor | None,
+    teacher_item: Tensor | None,
+    *,
+    users: Tensor | None,
+    temperature: float,
+    teacher_temperature: float,
+    divergence: str,
+    weighting: str | Tensor,
+    weight_range: tuple[float, float],
+    eps: float,
+    normalize: bool,
+    teacher: TeacherDistribution | None,
+    reduction: str,
+) -> Tensor:
+    float_matrix("user", user)
+    float_matrix("item", item, cols=user.size(1))
+    same_device_and_dtype(("user", "item"), (user, item))
+    if item.size(0) == 0:
+        raise ValueError(f"item: want at least one row, got shape {tuple(item.shape)}")
+    if teacher is None:
+        if teacher_user is None or teacher_item is None:
+            raise ValueError("teacher_user, teacher_item: want both tables where no teacher= is given, got None")
+    elif teacher_user is not None or teacher_item is not None:
+        raise ValueError("teacher_user, teacher_item: want None where teacher= holds the tables")
+    else:
+        teacher_user, teacher_item, teacher_temperature = teacher.user, teacher.item, teacher.temperature
+        if teacher.normalize != normalize:
+            raise ValueError(f"teacher: want one made with normalize={normalize}, got {teacher.normalize}")
+    float_matrix("teacher_user", teacher_user, rows=user.size(0))
+    float_matrix("teacher_item", teacher_item, rows=item.size(0), cols=teacher_user.size(1))
+    positive_number("temperature", temperature)
+    positive_number("teacher_temperature", teacher_temperature)
+    one_of("divergence", divergence, DIVERGENCES)
+    one_of("reduction", reduction, REDUCTIONS)
+    if not (isinstance(eps, int | float) and 0 <= eps < math.inf):
+        raise ValueError(f"eps: want a finite number of at least 0, got {eps!r}")
+    if users is not None:
+        index_vector("users", users, size=user.size(0), device=user.device)
+    batch = user.size(0) if users is None else users.size(0)
+    if isinstance(weighting, Tensor):
+        if weighting.shape != (batch,) or weighting.device != user.device:
+            raise ValueError(f"weighting: want [{batch}] on {user.device}, got {tuple(weighting.shape)} on "
+                             f"{weighting.device}")  # fmt: skip
+    else:
+        one_of("weighting", weighting, ("entropy", "none"))
+        if len(weight_range) != 2 or not weight_range[0] <= weight_range[1]:
+            raise ValueError(f"weight_range: want (lo, hi) with lo <= hi, got {weight_range!r}")
+
+    if not _native.runs_on_cpu_kernel(user, item, teacher_user, teacher_item):
+        return reference.distribution_kl(
+            user, item, teacher_user, teacher_item, users=users, temperature=temperature,
+            teacher_temperature=teacher_temperature, divergence=divergence, weighting=weighting,
+            weight_range=weight_range, eps=eps, normalize=normalize, reduction=reduction,
+        )  # fmt: skip
+
+    teacher_user, teacher_item = teacher_user.detach(), teacher_item.detach()
+    teacher_rows = users
+    if teacher is None:
+        if users is not None:
+            teacher_user, teacher_rows = teacher_user.index_select(0, users), None
+        lse, entropy = _stats(teacher_user, teacher_item, teacher_temperature, normalize)
+    else:
+        lse, entropy = teacher.lse, teacher.entropy
+    if isinstance(weighting, Tensor):
+        weight = weighting
+    elif weighting == "entropy":
+        rows = entropy if teacher_rows is None else entropy.index_select(0, teacher_rows)
+        weight = reference.entropy_weight(rows, item.size(0), weight_range)
+    else:
+        weight = None
+    return DISTRIBUTION_KL(
+        user, item, users, teacher_user, teacher_item, teacher_rows, lse, entropy, float(temperature),
+        float(teacher_temperature), divergence, float(eps), bool(normalize), reduction=reduction, weight=weight,
+    )  # fmt: skip
+
+
+def _stats(user: Tensor, item: Tensor, temperature: float, normalize: bool) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        return torch.ops.prorec_fast.teacher_stats(user, item, temperature, normalize)
+    return teacher_stats(user, item, temperature, normalize)
+
+
+def distribution_kl_cpu(
+    user: Tensor,
+    item: Tensor,
+    users: Tensor | None,
+    teacher_user: Tensor,
+    teacher_item: Tensor,
+    teacher_rows: Tensor | None,
+    teacher_lse: Tensor,
+    teacher_entropy: Tensor,
+    temperature: float,
+    teacher_temperature: float,
+    divergence: str,
+    eps: float,
+    normalize: bool,
+    *,
+    coefficient: Tensor | None = None,
+):
+    batch = user.size(0) if users is None else users.size(0)
+    tables = [_native.storable(t) for t in (user, item, teacher_user, teacher_item)]
+    users, teacher_rows = (None if t is None else t.contiguous() for t in (users, teacher_rows))
+    loss = torch.empty(batch)
+    grad_user = grad_item = None
+    if coefficient is not None:
+        grad_user = torch.zeros(user.shape)
+        # Whole panels of 64 rows, so that the kernel can accumulate in place.
+        grad_item = torch.empty(-(-item.size(0) // 64) * 64, item.size(1)) if batch else torch.zeros(item.shape)
+    _native.extension().distribution_kl(
+        *map(_native.matrix, tables), _native.address(users), _native.address(teacher_rows), batch, 1 / temperature,
+        1 / teacher_temperature, normalize, teacher_lse.data_ptr(), teacher_entropy.data_ptr(),
+        DIVERGENCES.index(divergence), eps, _native.address(coefficient), loss.data_ptr(),
+        _native.address(grad_user), _native.address(grad_item), _native.threads(),
+    )  # fmt: skip
+    if grad_user is None:
+        return loss, []
+    return loss, [grad_user.to(user.dtype), grad_item[: item.size(0)].to(item.dtype)]
+
+
+DISTRIBUTION_KL = RowLoss("distribution_kl", distribution_kl_cpu, 2)

@@ -1,12 +1,12 @@
 #include "ops/topk.h"
 
-#include <limits>
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
 #include "common/workspace.h"
 #include "cpu/score_tile.h"
+#include "cpu/select.h"
 
 namespace prorec {
 namespace PRF_ISA {
@@ -14,87 +14,24 @@ namespace {
 
 constexpr int64_t kMaxBlock = 96;          // rows that share a panel while it is in L1
 constexpr int64_t kChunkBytes = 2 << 20;   // packed panels at a time: they stay in L2 while every block passes
-constexpr float kNone = -std::numeric_limits<float>::infinity();
+constexpr float kNone = -__builtin_inff();
 
-// A candidate as one integer that orders by (score descending, item ascending) when larger is better.
-using Key = uint64_t;
+constexpr int kRows = 4;                     // of a register tile
+constexpr int kVecs = kLanes == 16 ? 4 : 2;  // its columns: all 64 of a panel where there are registers for them
 
-PRF_INLINE Key make_key(float score, int64_t item) {
-  const uint32_t raw = bits<uint32_t>(score + 0.f);  // -0 becomes 0: they are equal scores
-  const uint32_t ordered = raw >> 31 ? ~raw : raw | 0x80000000u;
-  return static_cast<Key>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(item));
-}
-PRF_INLINE float key_score(Key key) {
-  const uint32_t ordered = static_cast<uint32_t>(key >> 32);
-  return bits<float>(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
-}
-PRF_INLINE int64_t key_item(Key key) { return 0xffffffffu - static_cast<uint32_t>(key); }
-
-PRF_INLINE void swap_keys(Key& a, Key& b) {
-  const Key t = a;
-  a = b;
-  b = t;
-}
-
-// Reorders so that the k largest come first, the least of them at k - 1; 0 < k < n. Keys are distinct.
-PRF_INLINE void select_largest(Key* keys, int64_t n, int64_t k) {
-  int64_t low = 0, high = n;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2, last = high - 1;
-    if (keys[middle] > keys[low]) swap_keys(keys[middle], keys[low]);
-    if (keys[last] > keys[low]) swap_keys(keys[last], keys[low]);
-    if (keys[middle] > keys[last]) swap_keys(keys[middle], keys[last]);
-    const Key pivot = keys[last];  // the median of the three
-    int64_t larger = low;
-    for (int64_t i = low; i < last; ++i) {  // without a branch on the keys, which would be mispredicted
-      const Key key = keys[i];
-      keys[i] = keys[larger];
-      keys[larger] = key;
-      larger += key > pivot;
-    }
-    swap_keys(keys[larger], keys[last]);
-    if (larger == k - 1) return;
-    if (larger > k - 1)
-      high = larger;
-    else
-      low = larger + 1;
-  }
-}
-
-PRF_INLINE void sift_down(Key* keys, int64_t i, int64_t n) {
-  const Key key = keys[i];
-  for (int64_t child; (child = 2 * i + 1) < n; i = child) {
-    if (child + 1 < n && keys[child + 1] < keys[child]) ++child;
-    if (keys[child] >= key) break;
-    keys[i] = keys[child];
-  }
-  keys[i] = key;
-}
-
-PRF_INLINE void sort_descending(Key* keys, int64_t n) {
-  for (int64_t i = n / 2; i-- > 0;) sift_down(keys, i, n);
-  for (int64_t end = n; --end > 0;) {
-    swap_keys(keys[0], keys[end]);
-    sift_down(keys, 0, end);
-  }
-}
-
-// Bit j is set where s[j] > bound, j < 64; never for a NaN.
-PRF_INLINE uint64_t greater_mask(const float* s, float bound) {
-  uint64_t mask = 0;
+// Bit j is set where s[j] > bound; never for a NaN.
+PRF_INLINE uint64_t greater_mask(Vec s, Vec bound) {
 #if defined(__AVX512F__)
-  for (int j = 0; j < kPanel; j += 16)
-    mask |= static_cast<uint64_t>(_mm512_cmp_ps_mask((__m512)load(s + j), _mm512_set1_ps(bound), _CMP_GT_OQ)) << j;
+  return _mm512_cmp_ps_mask((__m512)s, (__m512)bound, _CMP_GT_OQ);
 #elif defined(__AVX2__)
-  for (int j = 0; j < kPanel; j += 8)
-    mask |= static_cast<uint64_t>(_mm256_movemask_ps((__m256)(load(s + j) > splat(bound)))) << j;
+  return static_cast<uint64_t>(_mm256_movemask_ps((__m256)(s > bound)));
 #elif defined(__SSE2__)
-  for (int j = 0; j < kPanel; j += 4)
-    mask |= static_cast<uint64_t>(_mm_movemask_ps((__m128)(load(s + j) > splat(bound)))) << j;
+  return static_cast<uint64_t>(_mm_movemask_ps((__m128)(s > bound)));
 #else
-  for (int j = 0; j < kPanel; ++j) mask |= static_cast<uint64_t>(s[j] > bound) << j;
-#endif
+  uint64_t mask = 0;
+  for (int j = 0; j < kLanes; ++j) mask |= static_cast<uint64_t>(s[j] > bound[j]) << j;
   return mask;
+#endif
 }
 
 // What is known of one row: its candidates so far and where it stands in its excluded items.
@@ -104,8 +41,27 @@ struct Row {
   int64_t excluded, excluded_end;  // positions in exclude_indices
 };
 
+// The scores of kRows rows against one panel: mask[r] tells which are above row r's bound, and only rows that have such
+// scores are sure to have them stored in scores[kRows][64].
+PRF_INLINE void score_rows(const float* x, const float* panel, int64_t depth, const Row* rows, uint64_t* mask,
+                           float* scores) {
+  for (int r = 0; r < kRows; ++r) mask[r] = 0;
+  for (int j = 0; j < kPanel; j += kVecs * kLanes) {
+    Vec acc[kRows][kVecs] = {};
+    multiply_add(x, depth, 1, panel + j, kPanel, depth, acc);
+    for (int r = 0; r < kRows; ++r) {
+      const Vec bound = splat(rows[r].bound);
+      uint64_t above = 0;
+      for (int v = 0; v < kVecs; ++v) above |= greater_mask(acc[r][v], bound) << (v * kLanes);
+      if (above == 0) continue;
+      mask[r] |= above << j;
+      for (int v = 0; v < kVecs; ++v) store(scores + r * kPanel + j + v * kLanes, acc[r][v]);
+    }
+  }
+}
+
 struct Buffers {
-  Row* rows;   // [segments][B]
+  Row* rows;   // [segments][B], and room to read a whole tile of them
   Key* keys;   // [segments][B][capacity]
   int64_t batch, capacity, k;
 
@@ -121,12 +77,10 @@ struct Buffers {
   }
 };
 
-// The scores of one row against the 64 items from `first` on.
-PRF_INLINE void add_candidates(const TopkArgs& a, const Buffers& buffers, Row& row, Key* keys, const float* scores,
-                               int64_t first) {
-  uint64_t mask = greater_mask(scores, row.bound);
+// Adds the items from `first` on whose bits are set in `mask`, `scores` being those of the 64.
+PRF_INLINE void add_candidates(const TopkArgs& a, const Buffers& buffers, Row& row, Key* keys, uint64_t mask,
+                               const float* scores, int64_t first) {
   if (a.item.rows - first < kPanel) mask &= (uint64_t{1} << (a.item.rows - first)) - 1;
-  if (mask == 0) return;
   for (; row.excluded < row.excluded_end; ++row.excluded) {
     const int64_t offset = a.exclude_indices[row.excluded] - first;
     if (offset >= kPanel) break;
@@ -164,7 +118,7 @@ void topk(const TopkArgs& a) {
   const int threads = threads_for(B * N * D, a.threads);
   // Blocks small enough to go round, and for few rows the items cut into segments with buffers of their own: the
   // k best under a total order are the same however they are found.
-  int64_t block = round_up((B + 4 * threads - 1) / (4 * threads), kTileRows);
+  int64_t block = round_up((B + 4 * threads - 1) / (4 * threads), kRows);
   block = block > kMaxBlock ? kMaxBlock : block;
   const int64_t blocks = block ? (B + block - 1) / block : 0;
   const int64_t segments = blocks == 0 || blocks >= threads ? 1 : (threads + blocks - 1) / blocks;
@@ -174,19 +128,18 @@ void topk(const TopkArgs& a) {
   chunk = chunk > panels ? panels : chunk;
 
   const int64_t most = a.k < N ? a.k : N;  // candidates a row keeps
-  Buffers buffers{nullptr, nullptr, B, (2 * most < kPanel ? kPanel : 2 * most) + kPanel, most};
-  const int64_t slot_size = block * D + block * kPanel;
-  Workspace workspace(Workspace::bytes_for<Row>(segments * B) +
+  const int64_t limit = most < 8 ? 16 : 2 * most;  // of candidates, at which a row is cut back to the k best
+  Buffers buffers{nullptr, nullptr, B, limit + kPanel, most};
+  const int64_t slot_size = block * D + kRows * kPanel;
+  Workspace workspace(Workspace::bytes_for<Row>(segments * B + kRows) +
                       Workspace::bytes_for<Key>(segments * B * buffers.capacity) +
                       Workspace::bytes_for<float>(chunk * panel_size) + Workspace::bytes_for<float>(threads * D) +
-                      Workspace::bytes_for<float>(block) + Workspace::bytes_for<float>(threads * slot_size));
-  buffers.rows = workspace.take<Row>(segments * B);
+                      Workspace::bytes_for<float>(threads * slot_size));
+  buffers.rows = workspace.take<Row>(segments * B + kRows);
   buffers.keys = workspace.take<Key>(segments * B * buffers.capacity);
   float* packed = workspace.take<float>(chunk * panel_size);
   float* pack_scratch = workspace.take<float>(threads * D);
-  float* zeros = workspace.take<float>(block);
   float* slots = workspace.take<float>(threads * slot_size);
-  for (int64_t r = 0; r < block; ++r) zeros[r] = 0;
 
   for (int64_t segment = 0; segment < segments; ++segment)
     for (int64_t b = 0; b < B; ++b) {
@@ -205,7 +158,7 @@ void topk(const TopkArgs& a) {
 
     parallel_for(blocks * segments, threads, [&](int64_t task, int slot) {
       const int64_t segment = task % segments, from = task / segments * block;
-      const int64_t rows = B - from < block ? B - from : block, padded = round_up(rows, kTileRows);
+      const int64_t rows = B - from < block ? B - from : block, padded = round_up(rows, kRows);
       const int64_t segment_begin = begin + segment * (end - begin) / segments;
       const int64_t segment_end = begin + (segment + 1) * (end - begin) / segments;
       float* x = slots + slot * slot_size;
@@ -218,19 +171,21 @@ void topk(const TopkArgs& a) {
       }
       for (int64_t p = segment_begin; p < segment_end; ++p) {
         const float* panel = packed + (p - begin) * panel_size;
-        for (int64_t r0 = 0; r0 < padded; r0 += kTileRows) {
-          score_panel(x + r0 * D, D, panel, D, zeros, scores, kTileRows);
-          for (int64_t r = r0; r < r0 + kTileRows && r < rows; ++r)
-            add_candidates(a, buffers, buffers.row(segment, from + r), buffers.row_keys(segment, from + r),
-                           scores + (r - r0) * kPanel, p * kPanel);
+        for (int64_t r0 = 0; r0 < padded; r0 += kRows) {
+          uint64_t mask[kRows];
+          score_rows(x + r0 * D, panel, D, &buffers.row(segment, from + r0), mask, scores);
+          for (int64_t r = r0; r < r0 + kRows && r < rows; ++r)
+            if (mask[r - r0])
+              add_candidates(a, buffers, buffers.row(segment, from + r), buffers.row_keys(segment, from + r),
+                             mask[r - r0], scores + (r - r0) * kPanel, p * kPanel);
         }
       }
     });
   }
 
-  constexpr int64_t kRows = 64;
-  parallel_for((B + kRows - 1) / kRows, threads, [&](int64_t task, int) {
-    for (int64_t b = task * kRows; b < B && b < (task + 1) * kRows; ++b) write_row(a, buffers, segments, b);
+  constexpr int64_t kSorted = 64;  // rows a task
+  parallel_for((B + kSorted - 1) / kSorted, threads, [&](int64_t task, int) {
+    for (int64_t b = task * kSorted; b < B && b < (task + 1) * kSorted; ++b) write_row(a, buffers, segments, b);
   });
 }
 

@@ -22,7 +22,7 @@ def float_matrix(name: str, value: Tensor, *, cols: int | None = None, rows: int
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: want a 2-d floating tensor, got {describe(value)}")
     if value.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name}: want a floating tensor of float16, bfloat16, float32 or float64, got {describe(value)}")
+        raise TypeError(f"{name}: want a floating tensor (float16, bfloat16, float32, float64), got {describe(value)}")
     wanted = ["any" if rows is None else str(rows), "any" if cols is None else str(cols)]
     if (
         value.dim() != 2

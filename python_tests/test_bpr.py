@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_compiled_equals_eager, check_against_reference
+from instruction_sets import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.reference.bpr import bpr as reference
@@ -82,3 +83,8 @@ def test_bpr_rejects(change, message):
         losses.bpr(*change(*rows(4, 8)))
     with pytest.raises(ValueError, match="reduction"):
         losses.bpr(*rows(4, 8), reduction="median")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_bpr_at_every_instruction_set(level):
+    rerun_at(level, __file__, "matches_reference")

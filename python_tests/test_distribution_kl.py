@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_as_good_as_eager, assert_compiled_equals_eager, check_against_reference, leaves
+from instruction_sets import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.reference.distribution_kl import distribution_kl as reference
@@ -262,3 +263,8 @@ def test_distribution_kl_is_as_good_as_eager_at_scale():
         reference(*(t.double() for t in tensors)),
     ]
     assert_as_good_as_eager(*outputs)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_distribution_kl_at_every_instruction_set(level):
+    rerun_at(level, __file__, "matches_reference", "strided")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_compiled_equals_eager, check_against_reference, leaves
+from instruction_sets import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.reference import info_nce as reference
@@ -182,3 +183,8 @@ def test_cross_view_rejects(change, error, message):
     arguments = dict(zip(("user_a", "item_a", "user_b", "item_b"), views(4, 5, 8), strict=True)) | change
     with pytest.raises(error, match=message):
         losses.cross_view_info_nce(**arguments)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_info_nce_at_every_instruction_set(level):
+    rerun_at(level, __file__, "matches_reference", "strided")

@@ -98,7 +98,7 @@ class _RefuseSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, _):
-        raise RuntimeError(f"{ctx.name}: its second derivative is not there; float64 inputs run the reference, which has it")
+        raise RuntimeError(f"{ctx.name}: its second derivative needs float64 inputs, which run the reference")
 
 
 def refuse_second_derivative(name: str, grad: Tensor | None) -> Tensor | None:

@@ -183,7 +183,8 @@ class BipartiteGraph:
         """The interaction matrix as a float32 torch.sparse_csr tensor [num_users, num_items]."""
         values = torch.ones(self.num_edges, device=self.device) if self.user_values is None else self.user_values
         size = (self.num_users, self.num_items)
-        return torch.sparse_csr_tensor(self.user_indptr, self.user_indices.long(), values, size)
+        columns = self.user_indices.long()
+        return torch.sparse_csr_tensor(self.user_indptr, columns, values, size, check_invariants=False)
 
     @property
     def user_degree(self) -> Tensor:
@@ -254,9 +255,9 @@ def propagate(
 
 
 def _node_count(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_NODES:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= int(value) <= _MAX_NODES:
         raise ValueError(f"{name}: want an int in [0, 2^31), got {value!r}")
-    return value
+    return int(value)
 
 
 def _indices(name: str, value: Any, size: int, device: torch.device | str | None) -> Tensor:

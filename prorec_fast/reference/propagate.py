@@ -77,7 +77,7 @@ def _perturbation(key: tuple[Tensor, Tensor], e: Tensor, layer: int, side: int) 
     rows, dim = e.shape
     blocks = torch.arange((dim + 3) // 4, device=e.device)
     words = philox(key, (blocks, torch.arange(rows, device=e.device)[:, None], 2 * layer + side, NOISE_STREAM))
-    uniform = (torch.stack(words, dim=-1).reshape(rows, -1)[:, :dim] >> 8).to(torch.float64) * 2.0**-24
+    uniform = (torch.stack(words, dim=-1).flatten(1)[:, :dim] >> 8).to(torch.float64) * 2.0**-24
     return e.detach().sign() * F.normalize(uniform, dim=1).to(e.dtype)
 
 

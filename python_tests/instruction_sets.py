@@ -27,9 +27,9 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-def rerun_at(level: str, file: str, *tests: str) -> None:
-    """Runs `tests` of `file` (names as pytest's -k takes them) in a process held to `level`; skips what this processor
-    has not got."""
+def rerun_at(level: str, files: str | list[str], *tests: str) -> None:
+    """Runs `tests` of one file or several (names as pytest's -k takes them) in a process held to `level`; skips what
+    this processor has not got."""
     if platform.machine().lower() not in ("x86_64", "amd64") and level != "baseline":
         pytest.skip(f"{level} is a level of x86-64 only")
     try:
@@ -41,7 +41,8 @@ def rerun_at(level: str, file: str, *tests: str) -> None:
             pytest.skip(f"this processor has no {level}")
         raise
     assert found.strip() == level
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", " or ".join(tests)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [*([files] if isinstance(files, str) else files), "-k", " or ".join(tests)]
     environment = {**os.environ, "PROREC_FAST_ISA": level}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -112,23 +112,46 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--model", choices=MODELS, help="the base model (default: lightgcn)")
     add("--framework", choices=FRAMEWORKS, help="the base alone, under ProMax, or both (default: both)")
     add("--preset", choices=PRESETS, help="constants of the authors' code or of the paper (default: released)")
-    add("--epochs", type=_positive_int, metavar="N", help="train at most so many epochs")
-    add("--patience", type=_positive_int, metavar="N", help="stop after so many evaluations without a gain")
-    add("--eval-every", type=_positive_int, metavar="N", help="epochs from one evaluation to the next")
+    add("--epochs", type=_positive_int, metavar="N", help="train at most so many epochs (default: 1000)")
+    add(
+        "--patience",
+        type=_positive_int,
+        metavar="N",
+        help="stop after so many evaluations without a better validation recall@20 (default: 20)",
+    )
+    add("--eval-every", type=_positive_int, metavar="N", help="epochs from one evaluation to the next (default: 3)")
     add("--batch-size", type=_positive_int, metavar="N", help="interactions a step")
-    add("--dim", type=_positive_int, metavar="N", help="width of the embeddings")
-    add("--layers", type=_positive_int, metavar="N", help="rounds of graph convolution (lightgcn)")
-    add("--lr", type=_positive, metavar="X", help="Adam's learning rate")
+    add("--dim", type=_positive_int, metavar="N", help="width of the embeddings (default: 32)")
+    add("--layers", type=_positive_int, metavar="N", help="rounds of graph convolution, for lightgcn (default: 3)")
+    add("--lr", type=_positive, metavar="X", help="Adam's learning rate (default: 0.001)")
     add("--init-scale", type=_positive, metavar="X", help="factor on the initial embeddings (default: 1)")
     add("--seed", "--seeds", dest="seeds", type=_count, nargs="+", metavar="N", help="one seed or several (default: 0)")
     add("--device", metavar="D", help="cpu, cuda, ...; default: cuda where there is one")
     promax = parser.add_argument_group("ProMax")
-    promax.add_argument("--sdr-weight", type=_weight, metavar="X", help="weight of the supervised reshaping")
-    promax.add_argument("--s2dr-weight", type=_weight, metavar="X", help="weight of the self-supervised reshaping")
-    promax.add_argument("--temperature", type=_positive, metavar="X", help="of the student and the contrast")
-    promax.add_argument("--teacher-temperature", type=_positive, metavar="X", help="of the profiles' distribution")
-    promax.add_argument("--whitening", choices=("separate", "joint"), help="one PCA per side, or one for both")
-    promax.add_argument("--warmup-epochs", type=_count, metavar="N", help="epochs until s2dr has its full weight")
+    promax.add_argument(
+        "--sdr-weight",
+        type=_weight,
+        metavar="X",
+        help="weight of the supervised reshaping (default: 0.5; 1.5 for amazon_book)",
+    )
+    promax.add_argument(
+        "--s2dr-weight",
+        type=_weight,
+        metavar="X",
+        help="weight of the self-supervised reshaping (default: 0.1; 0.05 for amazon_book)",
+    )
+    promax.add_argument(
+        "--temperature", type=_positive, metavar="X", help="of the student and the contrast (default: 0.2)"
+    )
+    promax.add_argument(
+        "--teacher-temperature", type=_positive, metavar="X", help="of the profiles' distribution (default: 0.2)"
+    )
+    promax.add_argument(
+        "--whitening", choices=("separate", "joint"), help="one PCA per side, or one for both (default: separate)"
+    )
+    promax.add_argument(
+        "--warmup-epochs", type=_count, metavar="N", help="epochs until s2dr has its full weight (default: 0)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="the run folder (default: a new one under ./runs)")
     output.add_argument("--resume", action="store_true", help="continue the run in --out, with its own settings")

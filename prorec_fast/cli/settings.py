@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prorec_fast.data import DataError, Dataset
+from prorec_fast.data import Dataset
 from prorec_fast.frameworks import BPR, PUBLISHED_WEIGHTS, Framework, get_preset
 from prorec_fast.models import Recommender, build
 from prorec_fast.train import RunError
@@ -98,10 +98,6 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
-def as_json(settings: Settings) -> dict[str, Any]:
-    return asdict(settings)
-
-
 def pick_device(name: str | None) -> torch.device:
     """The device called `name`; without a name, CUDA where there is one.
 
@@ -117,6 +113,3 @@ def pick_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"--device: {name} is not available here; try cpu")
     return device
-
-
-__all__ = ["DataError", "Settings", "as_json", "pick_device", "read_settings"]

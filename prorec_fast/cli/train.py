@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from prorec_fast.train import RunError, fit
 from prorec_fast.train.run_folder import CONFIG, write_json
 
 from .report import EpochProgress, format_table, result_row
-from .settings import Settings, as_json, pick_device, read_settings
+from .settings import Settings, pick_device, read_settings
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -74,7 +75,7 @@ def _claim(out: Path, settings: Settings, data: Dataset, *, resume: bool) -> Non
         raise RunError(f"{out}: already holds a run; continue it with --resume, or choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / CONFIG, {"settings": {**as_json(settings), "data": data.source}})
+        write_json(out / CONFIG, {"settings": {**asdict(settings), "data": data.source}})
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from error
 

@@ -52,9 +52,32 @@ class Framework(ABC):
         return {"name": self.name, **asdict(self)}
 
 
+class _SquaredNorm(torch.autograd.Function):
+    """sum x^2 with gradient 2 x: one pass each way over tables that every step touches in full."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        flat = x.reshape(-1)
+        return torch.dot(flat, flat)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return ctx.saved_tensors[0] * (2 * grad)
+
+
 def squared_norm(model: Recommender) -> Tensor:
     """0-d: the sum of squares of all parameters."""
-    return torch.stack([parameter.square().sum() for parameter in model.parameters()]).sum()
+    return torch.stack([_SquaredNorm.apply(parameter) for parameter in model.parameters()]).sum()
+
+
+def batch_bpr(user: Tensor, item: Tensor, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """0-d: mean BPR loss of a batch of indices [B] into whole tables [M, d] and [N, d]."""
+    from prorec_fast.losses import bpr
+
+    # one gather for both kinds of items: backward then fills one table less
+    positive, negative = item.index_select(0, torch.cat([positives, negatives])).chunk(2)
+    return bpr(user.index_select(0, users), positive, negative)
 
 
 @dataclass(frozen=True)
@@ -77,8 +100,5 @@ class _BPRObjective(Objective):
         self.config, self.model = config, model
 
     def terms(self, users: Tensor, positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
-        from prorec_fast.losses import bpr
-
-        user, item = self.model.representation()
-        loss = bpr(user.index_select(0, users), item.index_select(0, positives), item.index_select(0, negatives))
+        loss = batch_bpr(*self.model.representation(), users, positives, negatives)
         return {"bpr": loss, "reg": self.config.reg * squared_norm(self.model)}

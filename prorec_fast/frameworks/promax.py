@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import Framework, Objective, squared_norm
+from .base import Framework, Objective, batch_bpr, squared_norm
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
@@ -126,12 +126,10 @@ class _ProMaxObjective(Objective):
         self.contrast_weight = self.config.s2dr_weight * (min(1.0, epoch / warmup) if warmup else 1.0)
 
     def terms(self, users: Tensor, positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
-        from prorec_fast.losses import bpr
-
         config = self.config
         user, item = self.model.representation()
         distinct_users = torch.unique(users)
-        loss = bpr(user.index_select(0, users), item.index_select(0, positives), item.index_select(0, negatives))
+        loss = batch_bpr(user, item, users, positives, negatives)
         sdr = s2dr = loss.new_zeros(())
         if config.sdr_weight:
             sdr = config.sdr_weight * self._supervised(user, item, distinct_users)

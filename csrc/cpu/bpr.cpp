@@ -1,36 +1,57 @@
 #include "ops/bpr.h"
 
-#include <cmath>
-
 #include "common/workspace.h"
 #include "cpu/rows.h"
 
 namespace prorec {
 namespace PRF_ISA {
 
+// ln(1 + y) for y in [0, 1], relative: the rounding of 1 + y is undone.
+PRF_INLINE Vec log1p(Vec y) {
+  const Vec w = 1.f + y, rounded = w - 1.f;
+  return rounded == 0.f ? y : log(w) * (y / rounded);
+}
+
 void bpr(const BprArgs& a) {
   constexpr int64_t kRows = 256;  // rows a task
   const int64_t B = a.user.rows, D = a.user.cols;
-  const int64_t tasks = (B + kRows - 1) / kRows;
   const int threads = threads_for(8 * B * D, a.threads);
-  Workspace workspace(threads * Workspace::bytes_for<float>(3 * D));
+  Workspace workspace(Workspace::bytes_for<float>(threads * 3 * D));
   float* scratch = workspace.take<float>(threads * 3 * D);
 
-  parallel_for(tasks, threads, [&](int64_t task, int slot) {
-    float* rows = scratch + slot * 3 * D;
-    for (int64_t b = task * kRows; b < B && b < (task + 1) * kRows; ++b) {
-      const float* u = row_as_float(a.user, b, rows);
-      const float* p = row_as_float(a.positive, b, rows + D);
-      const float* n = row_as_float(a.negative, b, rows + 2 * D);
-      const float x = dot(u, n, D) - dot(u, p, D);
-      const float e = std::exp(-std::fabs(x));
-      a.loss[b] = (x > 0 ? x : 0 * x) + std::log1p(e);  // 0 * x keeps a NaN
-      if (!a.grad_rows) continue;
-      const float g = (x >= 0 ? 1.f : e) / (1 + e) * a.grad_rows[b];  // sigmoid(x)
+  parallel_for((B + kRows - 1) / kRows, threads, [&](int64_t task, int slot) {
+    float *u_row = scratch + slot * 3 * D, *p_row = u_row + D, *n_row = p_row + D;
+    const int64_t b0 = task * kRows, rows = B - b0 < kRows ? B - b0 : kRows;
+    float x[kRows] = {}, loss[kRows], sigmoid[kRows];
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* u = row_as_float(a.user, b0 + r, u_row);
+      const float* p = row_as_float(a.positive, b0 + r, p_row);
+      const float* n = row_as_float(a.negative, b0 + r, n_row);
+      Vec sum{};
+      int64_t k = 0;
+      for (; k + kLanes <= D; k += kLanes) sum += load(u + k) * (load(n + k) - load(p + k));
+      x[r] = reduce_add(sum);
+      for (; k < D; ++k) x[r] += u[k] * (n[k] - p[k]);
+    }
+    for (int64_t r = 0; r < rows; r += kLanes) {
+      const Vec score = load(x + r), e = exp2_bounded_above(min(score, -score) * 1.44269504f);  // e^-|x|
+      store(loss + r, max(Vec{}, score) + log1p(e));
+      store(sigmoid + r, (score > 0.f ? splat(1.f) : e) / (1.f + e));
+    }
+    std::memcpy(a.loss + b0, loss, sizeof(float) * rows);
+    if (!a.grad_rows) return;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* u = row_as_float(a.user, b0 + r, u_row);
+      const float* p = row_as_float(a.positive, b0 + r, p_row);
+      const float* n = row_as_float(a.negative, b0 + r, n_row);
+      const float g = sigmoid[r] * a.grad_rows[b0 + r];
+      float* grad_user = a.grad_user + (b0 + r) * D;
+      float* grad_positive = a.grad_positive + (b0 + r) * D;
+      float* grad_negative = a.grad_negative + (b0 + r) * D;
       for (int64_t k = 0; k < D; ++k) {
-        a.grad_user[b * D + k] = g * (n[k] - p[k]);
-        a.grad_positive[b * D + k] = -g * u[k];
-        a.grad_negative[b * D + k] = g * u[k];
+        grad_user[k] = g * (n[k] - p[k]);
+        grad_positive[k] = -g * u[k];
+        grad_negative[k] = g * u[k];
       }
     }
   });

@@ -27,7 +27,8 @@ typedef float VecUnaligned __attribute__((vector_size(kLanes * 4), aligned(4), m
 
 PRF_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
 PRF_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
-PRF_INLINE Vec splat(float x) { return Vec{} + x; }
+// x - 0 and not 0 + x: the latter is an addition that stays, since 0 + -0 is 0.
+PRF_INLINE Vec splat(float x) { return x - Vec{}; }
 
 // Both return b where either is NaN.
 PRF_INLINE Vec max(Vec a, Vec b) {
@@ -46,9 +47,13 @@ PRF_INLINE Vec min(Vec a, Vec b) {
 }
 
 PRF_INLINE float reduce_add(Vec v) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float s = 0;
   for (int i = 0; i < kLanes; ++i) s += v[i];
   return s;
+#endif
 }
 PRF_INLINE float reduce_max(Vec v) {
   float m = v[0];

@@ -13,7 +13,7 @@ namespace PRF_ISA {
 
 constexpr int kMaxBlock = 48;    // rows of a block
 constexpr int kMaxChunks = 32;   // parts of a row's sums
-constexpr int64_t kTileBytes = 1 << 20;  // of one worker, so that its tile stays in L2
+constexpr int64_t kTileBytes = 2 << 20;  // of one worker, so that its tile stays in L2 or close by
 
 struct Sweep {
   int64_t rows, cols, depth;            // B, N, D

@@ -31,4 +31,4 @@ def bpr_cpu(user: Tensor, positive: Tensor, negative: Tensor, *, coefficient: Te
     return loss, [g.to(user.dtype) for g in grads]
 
 
-BPR = RowLoss("bpr", bpr_cpu, 3)
+BPR = RowLoss("bpr", bpr_cpu, 3, light=True)

@@ -15,16 +15,18 @@ class RowLoss(NamedTuple):
     """An operation whose kernel gives one loss a row.
 
     launch(*arguments, coefficient=None) returns (rows [B], gradients): float32 losses and, with a coefficient [B], the
-    gradients of coefficient . rows by the leading `num_inputs` arguments, in the arguments' dtypes.
+    gradients of coefficient . rows by the leading `num_inputs` arguments, in the arguments' dtypes. A `light` operation
+    runs again in the backward pass, where that costs less than scaling the gradients that one pass had made.
     """
 
     name: str
     launch: Callable[..., tuple[Tensor, list[Tensor]]]
     num_inputs: int
+    light: bool = False
 
     def __call__(self, *arguments, reduction: str, weight: Tensor | None = None) -> Tensor:
         """The mean, the sum or each of weight * rows. The mean of no rows is 0."""
-        if reduction == "none" or (weight is not None and weight.requires_grad):
+        if self.light or reduction == "none" or (weight is not None and weight.requires_grad):
             rows = self.rows(*arguments)
             weighted = rows if weight is None else weight.to(rows.dtype) * rows
             return reduce_rows(weighted, reduction)
@@ -34,6 +36,8 @@ class RowLoss(NamedTuple):
             coefficient = coefficient / max(batch, 1)
         if torch.compiler.is_compiling():
             return getattr(torch.ops.prorec_fast, self.name)(*arguments, coefficient)[0]
+        if not torch.is_grad_enabled():
+            return self.total(*arguments, coefficient=coefficient, gradients=False)[0]
         return _TotalFunction.apply(self, coefficient, *arguments)
 
     def rows(self, *arguments) -> Tensor:

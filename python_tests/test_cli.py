@@ -278,3 +278,28 @@ def test_cli_interrupt_leaves_a_run_that_resumes(folder, tmp_path):
     assert done >= 3
     assert main(["train", "--resume", "--out", str(out), "--epochs", str(done + 2)]) == 0
     assert len(json.loads((out / "none" / "history.json").read_text())["epochs"]) == done + 2
+
+
+def test_cli_help_names_the_real_defaults(capsys):
+    from prorec_fast.cli.settings import SYNTHETIC_BATCH
+    from prorec_fast.frameworks import RELEASED
+
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    promax = RELEASED.promax
+    assert f"default: {RELEASED.batch_size}; {SYNTHETIC_BATCH} for the built-in set" in text
+    for option, value in (
+        ("--epochs", RELEASED.epochs),
+        ("--patience", RELEASED.patience),
+        ("--eval-every", RELEASED.eval_every),
+        ("--dim", RELEASED.dim),
+        ("--layers", RELEASED.num_layers),
+        ("--lr", RELEASED.lr),
+        ("--temperature", promax.temperature),
+        ("--teacher-temperature", promax.teacher_temperature),
+        ("--whitening", promax.whitening),
+        ("--warmup-epochs", promax.warmup_epochs),
+    ):
+        described = text.rsplit(f"{option} ", 1)[1].split(")", 1)[0]
+        assert described.endswith(f"(default: {value}"), (option, described)

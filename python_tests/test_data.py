@@ -15,7 +15,9 @@ from prorec_fast.data import DataError, load
 from prorec_fast.data.synthetic import SyntheticConfig, make_synthetic
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-SMALL = SyntheticConfig(num_users=40, num_items=30, min_degree=6, max_degree=20, profile_width=8, num_facets=4)
+SMALL = SyntheticConfig(
+    num_users=40, num_items=30, min_degree=6, max_degree=20, profile_width=8, num_facets=4, facet_concentration=0.25
+)
 
 
 def write_folder(folder: Path, interactions: dict, profiles: dict | None = None) -> Path:

@@ -10,7 +10,15 @@ from prorec_fast.data import Dataset, load
 from prorec_fast.data.synthetic import SyntheticConfig, make_synthetic
 
 TINY = SyntheticConfig(
-    num_users=60, num_items=50, num_facets=4, profile_width=12, min_degree=8, max_degree=24, profile_noise=0.5
+    num_users=60,
+    num_items=50,
+    num_facets=4,
+    facet_concentration=0.25,
+    profile_width=12,
+    min_degree=8,
+    max_degree=24,
+    sharpness=6.0,
+    profile_noise=0.5,
 )
 
 

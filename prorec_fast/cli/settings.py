@@ -10,11 +10,14 @@ from typing import Any
 import torch
 
 from prorec_fast.data import Dataset
+from prorec_fast.data.loading import SYNTHETIC
 from prorec_fast.frameworks import BPR, PUBLISHED_WEIGHTS, Framework, get_preset
 from prorec_fast.models import Recommender, build
 from prorec_fast.train import RunError
 from prorec_fast.train.run_folder import CONFIG, read_json
 
+# the presets' 4096 would leave the built-in set 5 steps an epoch, too few for a patience counted in epochs
+SYNTHETIC_BATCH = 512
 _PROMAX_OPTIONS = ("sdr_weight", "s2dr_weight", "temperature", "teacher_temperature", "whitening", "warmup_epochs")
 
 
@@ -22,7 +25,7 @@ _PROMAX_OPTIONS = ("sdr_weight", "s2dr_weight", "temperature", "teacher_temperat
 class Settings:
     """Everything `prorec-fast train` was asked for; None is left to the preset."""
 
-    data: str = "synthetic"
+    data: str = SYNTHETIC
     model: str = "lightgcn"
     framework: str = "both"
     preset: str = "released"
@@ -45,6 +48,8 @@ class Settings:
     def chosen(self, name: str) -> Any:
         """The option called `name`, from the preset where it was not given."""
         value = getattr(self, name)
+        if name == "batch_size" and value is None and self.data == SYNTHETIC:
+            return SYNTHETIC_BATCH
         return getattr(get_preset(self.preset), name) if value is None else value
 
     def build_model(self, data: Dataset, seed: int) -> Recommender:

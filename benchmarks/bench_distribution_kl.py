@@ -2,7 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sizes import COMPILED, DISTINCT_USERS, EAGER, NUM_ITEMS, NUM_USERS, OURS, assert_agree, distinct, loss_and_gradients, table
+from sizes import (
+    COMPILED,
+    DISTINCT_USERS,
+    EAGER,
+    NUM_ITEMS,
+    NUM_USERS,
+    OURS,
+    assert_agree,
+    distinct,
+    loss_and_gradients,
+    table,
+)
 
 from prorec_fast import losses
 from prorec_fast.reference.distribution_kl import distribution_kl as reference

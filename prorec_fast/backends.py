@@ -52,5 +52,6 @@ def show_backends() -> None:
             continue
         print(f"{title}:")
         for name, value in entries.items():
-            text = "; ".join(f"{device}: {what}" for device, what in value.items()) if isinstance(value, dict) else value
-            print(f"  {name}: {text}")
+            if isinstance(value, dict):
+                value = "; ".join(f"{device}: {what}" for device, what in value.items())
+            print(f"  {name}: {value}")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_compiled_equals_eager, check_against_reference
-from instruction_sets import LEVELS, rerun_at
+from processes import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.reference.bpr import bpr as reference

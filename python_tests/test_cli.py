@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import HERE
 from training_data import write_tiny
 
 from prorec_fast.cli import main, parser
@@ -246,7 +247,7 @@ def test_cli_help_imports_nothing_heavy():
         "heavy = {'torch', 'numpy', 'scipy', 'safetensors', 'tqdm'} & set(sys.modules)\n"
         "sys.exit(f'{heavy}' if heavy else 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=300, cwd=HERE)
 
 
 def test_cli_shows_a_bar_on_a_terminal(folder, tmp_path, monkeypatch, capsys):
@@ -265,12 +266,13 @@ def test_cli_interrupt_leaves_a_run_that_resumes(folder, tmp_path):
     process = subprocess.Popen(
         [*command, "--out", str(out), "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=HERE,
     )  # fmt: skip
     while "epoch 3," not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130 and stdout == ""
     last = stderr.strip().splitlines()[-1]
     assert "Traceback" not in stderr and "interrupted" in last and f"--resume --out {out}" in last

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import HERE
 
 from prorec_fast.data import DataError, load
 from prorec_fast.data.synthetic import SyntheticConfig, make_synthetic
@@ -223,9 +224,10 @@ def test_data_synthetic_made_by_several_processes_at_once(tmp_path):
     code = "from prorec_fast.data import load; print(load().fingerprint)"
     env = {**os.environ, "PRORECFAST_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     runs = [
-        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True, cwd=HERE)
+        for _ in range(3)
     ]
-    prints = {run.communicate(timeout=60)[0] for run in runs}
+    prints = {run.communicate(timeout=300)[0] for run in runs}
     assert [run.returncode for run in runs] == [0, 0, 0] and len(prints) == 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from instruction_sets import run_python
+from processes import run_python
 
 import prorec_fast
 from prorec_fast import _native

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_compiled_equals_eager, check_against_reference, leaves
-from instruction_sets import LEVELS, rerun_at
+from processes import LEVELS, rerun_at
 
 from prorec_fast import BipartiteGraph, library, propagate  # noqa: F401
 from prorec_fast.ops.propagate import propagate_cpu

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from instruction_sets import LEVELS, rerun_at
+from processes import LEVELS, rerun_at
 
 from prorec_fast import BipartiteGraph, sample_negatives
 from prorec_fast.reference.philox import seed_tensor

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ERROR_FLOOR, assert_as_good_as_eager
-from instruction_sets import LEVELS, rerun_at
+from processes import LEVELS, rerun_at
 
 import prorec_fast
 from prorec_fast import BipartiteGraph

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import HERE
 from training_data import tiny, write_tiny
 
 from prorec_fast.data import Interactions
@@ -187,7 +188,7 @@ def test_train_survives_sigkill_at_any_moment(tmp_path):
     rng = np.random.default_rng(0)
     reached = 0
     for _ in range(2):
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, cwd=HERE)
         first = int(process.stdout.readline())
         assert reached <= first - 1 <= reached + 1 or reached == 0, "it went on from what was stored"
         time.sleep(0.3 + float(rng.random()) * 0.2)  # state is being written nearly all of the time

@@ -247,6 +247,13 @@ void keep_rows(const EdgeDropout& dropout, const CsrView& csr, bool rows_are_use
   }
 }
 
+// Numbers in [0, 1) from the top 24 bits of words.
+PRF_INLINE void store_uniform(WideVec words, float* out) {
+  typedef float HalfVec __attribute__((vector_size(kWideLanes * 4), aligned(4), may_alias));
+  const auto integers = __builtin_convertvector(words >> 8, HalfIVec);
+  *reinterpret_cast<HalfVec*>(out) = __builtin_convertvector(integers, HalfVec) * 0x1p-24f;
+}
+
 }  // namespace
 
 void propagate(const PropagateArgs& a) {
@@ -297,25 +304,26 @@ void propagate(const PropagateArgs& a) {
 
 void propagate_noise(const PropagateNoiseArgs& a) {
   constexpr int64_t kRows = 64;  // rows a task
-  const int64_t rows = a.x.rows, dim = a.x.cols, padded = (dim + 3) / 4 * 4;
+  const int64_t rows = a.x.rows, dim = a.x.cols, padded = (dim + 31) / 32 * 32;
   const int threads = threads_for(8 * rows * dim, a.threads);
-  Workspace workspace(threads * Workspace::bytes_for<float>(padded + 4 * kWideLanes));
-  float* scratch = workspace.take<float>(threads * (padded + 4 * kWideLanes));
+  Workspace workspace(Workspace::bytes_for<float>(threads * padded));
+  float* scratch = workspace.take<float>(threads * padded);
 
   parallel_for((rows + kRows - 1) / kRows, threads, [&](int64_t task, int slot) {
-    float* r = scratch + slot * (padded + 4 * kWideLanes);
+    float* r = scratch + slot * padded;
     const int64_t end = (task + 1) * kRows < rows ? (task + 1) * kRows : rows;
     for (int64_t row = task * kRows; row < end; ++row) {
-      for (int64_t block = 0; 4 * block < dim; block += kWideLanes) {
-        WideVec c0;
-        for (int j = 0; j < kWideLanes; ++j) c0[j] = static_cast<uint64_t>(block + j);
-        const WidePhilox words = philox_lanes(a.seed, {c0, wide_splat(static_cast<uint64_t>(row)),
-                                                       wide_splat(a.counter), wide_splat(kNoiseStream)});
-        for (int j = 0; j < kWideLanes; ++j) {
-          const uint64_t lane[4] = {words.c0[j], words.c1[j], words.c2[j], words.c3[j]};
-          for (int w = 0; w < 4; ++w) r[4 * (block + j) + w] = static_cast<float>(static_cast<int32_t>(lane[w] >> 8)) * 0x1p-24f;
+      for (int64_t first = 0; first < padded; first += 32)
+        for (int64_t lane = 0; lane < 8; lane += kWideLanes) {
+          WideVec c0;
+          for (int j = 0; j < kWideLanes; ++j) c0[j] = static_cast<uint64_t>(first / 4 + lane + j);
+          const WidePhilox words = philox_lanes(a.seed, {c0, wide_splat(static_cast<uint64_t>(row)),
+                                                         wide_splat(a.counter), wide_splat(kNoiseStream)});
+          store_uniform(words.c0, r + first + lane);
+          store_uniform(words.c1, r + first + lane + 8);
+          store_uniform(words.c2, r + first + lane + 16);
+          store_uniform(words.c3, r + first + lane + 24);
         }
-      }
       const float norm = std::sqrt(dot(r, r, dim));
       const float scale = a.eps / (norm > 1e-12f ? norm : 1e-12f);
       float* x = static_cast<float*>(a.x.data) + row * a.x.stride;

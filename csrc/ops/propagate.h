@@ -24,8 +24,8 @@ struct PropagateArgs {
   int threads;
 };
 
-// x += eps * sign(x) * r / |r|, r uniform in [0, 1) from philox(seed, {column / 4, row, counter, kNoiseStream}); then
-// total += weight * x.
+// x += eps * sign(x) * r / |r|, r uniform in [0, 1); then total += weight * x. Column c of r is word c / 8 % 4 of
+// philox(seed, {c / 32 * 8 + c % 8, row, counter, kNoiseStream}): eight neighbours are one word of eight counters.
 struct PropagateNoiseArgs {
   MatrixView x;      // [rows, D] float32
   MatrixView total;  // [rows, D] float32, or null data

@@ -75,9 +75,11 @@ def edge_mask(key: tuple[Tensor, Tensor], users: Tensor, items: Tensor, keep_pro
 def _perturbation(key: tuple[Tensor, Tensor], e: Tensor, layer: int, side: int) -> Tensor:
     """sign(e) * normalize(r), with r uniform in [0, 1) from 24 bits."""
     rows, dim = e.shape
-    blocks = torch.arange((dim + 3) // 4, device=e.device)
-    words = philox(key, (blocks, torch.arange(rows, device=e.device)[:, None], 2 * layer + side, NOISE_STREAM))
-    uniform = (torch.stack(words, dim=-1).flatten(1)[:, :dim] >> 8).to(torch.float64) * 2.0**-24
+    blocks = (dim + 31) // 32  # of columns: the four words of eight counters
+    counters = torch.arange(8 * blocks, device=e.device)
+    words = philox(key, (counters, torch.arange(rows, device=e.device)[:, None], 2 * layer + side, NOISE_STREAM))
+    words = torch.stack([w.unflatten(1, (blocks, 8)) for w in words], dim=2).flatten(1)[:, :dim]
+    uniform = (words >> 8).to(torch.float64) * 2.0**-24
     return e.detach().sign() * F.normalize(uniform, dim=1).to(e.dtype)
 
 

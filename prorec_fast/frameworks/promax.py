@@ -42,8 +42,9 @@ class ProMax(Framework):
         profile_dim: width of the whitened profiles; None means the model's.
         whitening: "separate" fits one PCA to the users and one to the items, so a user's and an item's coordinates
             belong to different bases; "joint" fits one to both, so their cosine keeps its meaning.
-        warmup_epochs: s2dr's weight grows linearly from 0 in epoch 0 to its full value in this epoch. A cosine's
-            gradient goes as 1 / norm and swamps BPR while the tables are small.
+        warmup_epochs: s2dr is left out for so many epochs. A cosine's gradient goes as 1 / norm, so while the tables
+            are as small as they start, the contrast swamps BPR whatever its weight, and validation dips until the
+            norms have grown; BPR grows them first, in about a thousand steps.
     """
 
     name: ClassVar[str] = "promax"
@@ -122,8 +123,7 @@ class _ProMaxObjective(Objective):
         return TeacherDistribution(users.to(device), items.to(device), temperature=config.teacher_temperature)
 
     def start_epoch(self, epoch: int) -> None:
-        warmup = self.config.warmup_epochs
-        self.contrast_weight = self.config.s2dr_weight * (min(1.0, epoch / warmup) if warmup else 1.0)
+        self.contrast_weight = self.config.s2dr_weight if epoch >= self.config.warmup_epochs else 0.0
 
     def terms(self, users: Tensor, positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
         config = self.config

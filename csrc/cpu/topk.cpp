@@ -12,8 +12,11 @@ namespace prorec {
 namespace PRF_ISA {
 namespace {
 
-constexpr int64_t kMaxBlock = 96;          // rows that share a panel while it is in L1
-constexpr int64_t kChunkBytes = 2 << 20;   // packed panels at a time: they stay in L2 while every block passes
+// A task is a group of rows against a segment of the items. It packs those items for itself, a chunk at a time: with
+// some hundred rows to a group that costs little, and no thread ever waits for another.
+constexpr int64_t kMinGroup = 256, kMaxGroup = 4096;
+constexpr int64_t kBlock = 96;              // rows that share a panel while it is in L1
+constexpr int64_t kChunkBytes = 512 << 10;  // packed panels that stay in L2 while the group's blocks pass
 constexpr float kNone = -__builtin_inff();
 
 constexpr int kRows = 4;                     // of a register tile
@@ -57,6 +60,48 @@ PRF_INLINE void score_rows(const float* x, const float* panel, int64_t depth, co
       mask[r] |= above << j;
       for (int v = 0; v < kVecs; ++v) store(scores + r * kPanel + j + v * kLanes, acc[r][v]);
     }
+  }
+}
+
+// The kLanes x kLanes matrix of rows v, transposed by log2(kLanes) perfect shuffles.
+PRF_INLINE void transpose(Vec (&v)[kLanes]) {
+  IVec low, high;
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+#pragma GCC unroll 8
+  for (int stage = 1; stage < kLanes; stage *= 2) {
+    Vec shuffled[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      shuffled[2 * i] = __builtin_shuffle(v[i], v[i + kLanes / 2], low);
+      shuffled[2 * i + 1] = __builtin_shuffle(v[i], v[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) v[i] = shuffled[i];
+  }
+}
+
+// Rows [first, first + 64) of `view` as a panel [D][64], zeros after its last row; scratch is [kLanes + 1][D].
+PRF_INLINE void pack_panel(const MatrixView& view, int64_t first, float* panel, float* scratch) {
+  const int64_t D = view.cols;
+  for (int64_t k = 0; k < D; ++k) scratch[kLanes * D + k] = 0;
+  for (int j = 0; j < kPanel; j += kLanes) {
+    const float* row[kLanes];
+    for (int i = 0; i < kLanes; ++i)
+      row[i] = first + j + i < view.rows ? row_as_float(view, first + j + i, scratch + i * D) : scratch + kLanes * D;
+    int64_t k = 0;
+    for (; k + kLanes <= D; k += kLanes) {
+      Vec v[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) v[i] = load(row[i] + k);
+      transpose(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store(panel + (k + i) * kPanel + j, v[i]);
+    }
+    for (; k < D; ++k)
+      for (int i = 0; i < kLanes; ++i) panel[k * kPanel + j + i] = row[i][k];
   }
 }
 
@@ -116,72 +161,61 @@ PRF_INLINE void write_row(const TopkArgs& a, const Buffers& buffers, int64_t seg
 void topk(const TopkArgs& a) {
   const int64_t B = a.batch, N = a.item.rows, D = a.item.cols;
   const int threads = threads_for(B * N * D, a.threads);
-  // Blocks small enough to go round, and for few rows the items cut into segments with buffers of their own: the
-  // k best under a total order are the same however they are found.
-  int64_t block = round_up((B + 4 * threads - 1) / (4 * threads), kRows);
-  block = block > kMaxBlock ? kMaxBlock : block;
-  const int64_t blocks = block ? (B + block - 1) / block : 0;
-  const int64_t segments = blocks == 0 || blocks >= threads ? 1 : (threads + blocks - 1) / blocks;
-  const int64_t panels = num_panels(N), panel_size = D * kPanel;
+  // Groups enough to go round evenly; for few rows the items are cut into segments with buffers of their own: the k
+  // best under a total order are the same however they are found.
+  int64_t groups = B / kMinGroup < 4 * threads ? B / kMinGroup : 4 * threads;
+  groups = groups * kMaxGroup < B ? (B + kMaxGroup - 1) / kMaxGroup : groups < 1 ? 1 : groups;
+  const int64_t group = round_up((B + groups - 1) / groups, kRows), panels = num_panels(N);
+  const int64_t segments = groups >= 2 * threads ? 1 : (2 * threads + groups - 1) / groups;
+  const int64_t panel_size = D * kPanel;
   int64_t chunk = kChunkBytes / (panel_size * static_cast<int64_t>(sizeof(float)));
-  chunk = chunk < segments ? segments : chunk;
-  chunk = chunk > panels ? panels : chunk;
+  chunk = chunk < 1 ? 1 : chunk > panels ? panels : chunk;
 
   const int64_t most = a.k < N ? a.k : N;  // candidates a row keeps
   const int64_t limit = most < 8 ? 16 : 2 * most;  // of candidates, at which a row is cut back to the k best
   Buffers buffers{nullptr, nullptr, B, limit + kPanel, most};
-  const int64_t slot_size = block * D + kRows * kPanel;
+  const int64_t slot_size = group * D + chunk * panel_size + (kLanes + 1) * D + kRows * kPanel;
   Workspace workspace(Workspace::bytes_for<Row>(segments * B + kRows) +
                       Workspace::bytes_for<Key>(segments * B * buffers.capacity) +
-                      Workspace::bytes_for<float>(chunk * panel_size) + Workspace::bytes_for<float>(threads * D) +
                       Workspace::bytes_for<float>(threads * slot_size));
   buffers.rows = workspace.take<Row>(segments * B + kRows);
   buffers.keys = workspace.take<Key>(segments * B * buffers.capacity);
-  float* packed = workspace.take<float>(chunk * panel_size);
-  float* pack_scratch = workspace.take<float>(threads * D);
   float* slots = workspace.take<float>(threads * slot_size);
 
-  for (int64_t segment = 0; segment < segments; ++segment)
-    for (int64_t b = 0; b < B; ++b) {
-      const int64_t u = a.users ? a.users[b] : b;
-      const bool excludes = a.exclude_indptr != nullptr;
-      buffers.row(segment, b) = {kNone, 0, excludes ? a.exclude_indptr[u] : 0, excludes ? a.exclude_indptr[u + 1] : 0};
+  parallel_for(groups * segments, threads, [&](int64_t task, int slot) {
+    const int64_t segment = task % segments, from = task / segments * group;
+    const int64_t rows = B - from < group ? B - from : group;
+    if (rows <= 0) return;
+    float* x = slots + slot * slot_size;  // [group][D]
+    float* packed = x + group * D;
+    float* scratch = packed + chunk * panel_size;
+    float* scores = scratch + (kLanes + 1) * D;
+    for (int64_t r = 0; r < round_up(rows, kRows); ++r) {
+      const int64_t b = from + (r < rows ? r : 0), u = a.users ? a.users[b] : b;
+      const float* row = row_as_float(a.user, u, x + r * D);
+      if (row != x + r * D) std::memcpy(x + r * D, row, static_cast<size_t>(D) * sizeof(float));
+      if (r < rows)
+        buffers.row(segment, b) = {kNone, 0, a.exclude_indptr ? a.exclude_indptr[u] : 0,
+                                   a.exclude_indptr ? a.exclude_indptr[u + 1] : 0};
     }
-
-  for (int64_t begin = 0; begin < panels; begin += chunk) {
-    const int64_t end = begin + chunk < panels ? begin + chunk : panels;
-    const int64_t first = begin * kPanel, count = (end * kPanel < N ? end * kPanel : N) - first;
-    MatrixView part = a.item;
-    const int64_t element = part.dtype == DType::kFloat32 ? 4 : 2;
-    part.data = static_cast<char*>(part.data) + first * part.stride * element;
-    pack_panels(part, nullptr, count, D, false, nullptr, packed, nullptr, pack_scratch, threads);
-
-    parallel_for(blocks * segments, threads, [&](int64_t task, int slot) {
-      const int64_t segment = task % segments, from = task / segments * block;
-      const int64_t rows = B - from < block ? B - from : block, padded = round_up(rows, kRows);
-      const int64_t segment_begin = begin + segment * (end - begin) / segments;
-      const int64_t segment_end = begin + (segment + 1) * (end - begin) / segments;
-      float* x = slots + slot * slot_size;
-      float* scores = x + block * D;
-      for (int64_t r = 0; r < padded; ++r) {
-        float* to = x + r * D;
-        const int64_t b = from + (r < rows ? r : 0);
-        const float* row = row_as_float(a.user, a.users ? a.users[b] : b, to);
-        if (row != to) std::memcpy(to, row, static_cast<size_t>(D) * sizeof(float));
-      }
-      for (int64_t p = segment_begin; p < segment_end; ++p) {
-        const float* panel = packed + (p - begin) * panel_size;
-        for (int64_t r0 = 0; r0 < padded; r0 += kRows) {
-          uint64_t mask[kRows];
-          score_rows(x + r0 * D, panel, D, &buffers.row(segment, from + r0), mask, scores);
-          for (int64_t r = r0; r < r0 + kRows && r < rows; ++r)
-            if (mask[r - r0])
-              add_candidates(a, buffers, buffers.row(segment, from + r), buffers.row_keys(segment, from + r),
-                             mask[r - r0], scores + (r - r0) * kPanel, p * kPanel);
-        }
-      }
-    });
-  }
+    const int64_t last = (segment + 1) * panels / segments;
+    for (int64_t begin = segment * panels / segments; begin < last; begin += chunk) {
+      const int64_t end = begin + chunk < last ? begin + chunk : last;
+      for (int64_t p = begin; p < end; ++p)
+        pack_panel(a.item, p * kPanel, packed + (p - begin) * panel_size, scratch);
+      for (int64_t block = 0; block < rows; block += kBlock)
+        for (int64_t p = begin; p < end; ++p)
+          for (int64_t r0 = block; r0 < rows && r0 < block + kBlock; r0 += kRows) {
+            uint64_t mask[kRows];
+            Row* tile = &buffers.row(segment, from + r0);
+            score_rows(x + r0 * D, packed + (p - begin) * panel_size, D, tile, mask, scores);
+            for (int64_t r = 0; r < kRows && r0 + r < rows; ++r)
+              if (mask[r])
+                add_candidates(a, buffers, tile[r], buffers.row_keys(segment, from + r0 + r), mask[r],
+                               scores + r * kPanel, p * kPanel);
+          }
+    }
+  });
 
   constexpr int64_t kSorted = 64;  // rows a task
   parallel_for((B + kSorted - 1) / kSorted, threads, [&](int64_t task, int) {

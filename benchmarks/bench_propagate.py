@@ -1,9 +1,3 @@
-"""propagate on Amazon-Book's interactions (a synthetic graph of its size where the data is absent), 3 layers, mean.
-
-Run with `pytest benchmarks/bench_propagate.py --benchmark-columns=median,min,stddev`; every provider is first checked
-against the definition in float64.
-"""
-
 from __future__ import annotations
 
 from functools import cache
@@ -12,24 +6,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sizes import COMPILED, EAGER, NUM_ITEMS, NUM_USERS, OURS, assert_agree, table
 
 from prorec_fast import BipartiteGraph, propagate
 from prorec_fast.reference.propagate import propagate as reference
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "amazon_book" / "interactions.npz"
+COO = "COO, uncoalesced"
+MKL = "CSR (MKL)"
 LAYERS = 3
 
 
 @cache
 def graph() -> BipartiteGraph:
+    """Amazon-Book's training edges, or as many synthetic ones where the data is absent."""
     if DATA.exists():
         data = np.load(DATA, allow_pickle=False)
         return BipartiteGraph.from_csr(data["train_indptr"], data["train_indices"], int(data["shape"][1]))
     generator = torch.Generator().manual_seed(0)
-    users, items = (
-        ((torch.rand(130_000, generator=generator) ** 1.5) * n).long() for n in (11_000, 9_332)
-    )  # about 120,000 once duplicates are one
-    return BipartiteGraph.from_edges(users, items, 11_000, 9_332)
+    users, items = ((torch.rand(123_000, generator=generator) ** 1.5 * rows).long() for rows in (NUM_USERS, NUM_ITEMS))
+    return BipartiteGraph.from_edges(users, items, NUM_USERS, NUM_ITEMS)
 
 
 @cache
@@ -37,13 +33,13 @@ def adjacency() -> torch.Tensor:
     """The normalised adjacency of users and items together, uncoalesced COO, as the field's released code makes it."""
     users, items = graph().edges()
     values = (graph().user_degree[users] * graph().item_degree[items]).double().rsqrt().float()
-    nodes = graph().num_users + graph().num_items
-    rows, columns = torch.cat([users, items + graph().num_users]), torch.cat([items + graph().num_users, users])
-    return torch.sparse_coo_tensor(torch.stack([rows, columns]), torch.cat([values, values]), (nodes, nodes))
+    rows, columns = torch.cat([users, items + NUM_USERS]), torch.cat([items + NUM_USERS, users])
+    size = (NUM_USERS + NUM_ITEMS,) * 2
+    return torch.sparse_coo_tensor(torch.stack([rows, columns]), torch.cat([values, values]), size)
 
 
-class _SymmetricProduct(torch.autograd.Function):
-    """A x for a symmetric CSR matrix: autograd's own backward would transpose the matrix in every call."""
+class SymmetricProduct(torch.autograd.Function):
+    """csr @ x for a symmetric matrix: autograd's own backward would transpose it in every call."""
 
     @staticmethod
     def forward(ctx, csr, x):
@@ -55,52 +51,48 @@ class _SymmetricProduct(torch.autograd.Function):
         return None, ctx.csr @ grad
 
 
-def stacked(product):
-    """Layers of product(x) over both halves in one table."""
-
-    def run(user, item):
-        x = total = torch.cat([user, item])
-        for _ in range(LAYERS):
-            x = product(x)
-            total = total + x
-        return torch.split(total / (LAYERS + 1), [user.size(0), item.size(0)])
-
-    return run
+def stacked(product, user, item):
+    """The mean of the layers, both halves in one table."""
+    x = total = torch.cat([user, item])
+    for _ in range(LAYERS):
+        x = product(x)
+        total = total + x
+    return torch.split(total / (LAYERS + 1), [NUM_USERS, NUM_ITEMS])
 
 
-@cache
-def provider(name: str):
-    if name == "prorec_fast":
-        return lambda user, item: propagate(graph(), user, item, LAYERS)
-    if name == "reference":
-        return lambda user, item: reference(graph(), user, item, LAYERS)
-    if name == "reference, compiled":
-        return torch.compile(lambda user, item: reference(graph(), user, item, LAYERS), dynamic=False)
-    if name == "COO, uncoalesced":
-        return stacked(lambda x: torch.sparse.mm(adjacency(), x))
-    csr = adjacency().coalesce().to_sparse_csr()
-    return stacked(lambda x: _SymmetricProduct.apply(csr, x))
+def providers(backward: bool = True, dim: int = 32, compiled: bool = True):
+    inputs = [table(NUM_USERS, dim, 1), table(NUM_ITEMS, dim, 2)]
+    grads = [table(NUM_USERS, dim, 3).detach(), table(NUM_ITEMS, dim, 4).detach()]
+    coo, csr = adjacency(), adjacency().coalesce().to_sparse_csr()
+
+    def eager(user, item):
+        return reference(graph(), user, item, LAYERS)
+
+    found = {
+        EAGER: eager,
+        OURS: lambda user, item: propagate(graph(), user, item, LAYERS),
+        COO: lambda user, item: stacked(lambda x: torch.sparse.mm(coo, x), user, item),
+        MKL: lambda user, item: stacked(lambda x: SymmetricProduct.apply(csr, x), user, item),
+    }
+    if compiled:
+        found[COMPILED] = torch.compile(eager, dynamic=False)
+
+    def runner(layers):
+        def run():
+            with torch.set_grad_enabled(backward):
+                outputs = layers(*inputs)
+                gradients = torch.autograd.grad(outputs, inputs, grads) if backward else ()
+            return [*(t.detach() for t in outputs), *gradients]
+
+        return run
+
+    return {name: runner(layers) for name, layers in found.items()}
 
 
 @pytest.mark.parametrize("dim", [32, 64, 128])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("name", ["prorec_fast", "CSR (MKL)", "COO, uncoalesced", "reference", "reference, compiled"])
-def test_propagate(benchmark, name, backward, dim):
-    benchmark.group = f"propagate, d {dim}, {'forward + backward' if backward else 'forward'}"
-    generator = torch.Generator().manual_seed(dim)
-    sizes = (graph().num_users, graph().num_items)
-    tables = [torch.randn(n, dim, generator=generator).requires_grad_(backward) for n in sizes]
-    grads = [torch.randn(n, dim, generator=generator) for n in sizes]
-    with torch.no_grad():
-        truth = reference(graph(), *(t.double() for t in tables), LAYERS)
-        for got, want in zip(provider(name)(*tables), truth, strict=True):
-            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
-
-    def run():
-        outputs = provider(name)(*tables)
-        return torch.autograd.grad(outputs, tables, grads) if backward else outputs
-
-    if backward:
-        for got, want in zip(run(), reference(graph(), *(g.double() for g in grads), LAYERS), strict=True):
-            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
-    benchmark.pedantic(run, rounds=30 if name in ("prorec_fast", "CSR (MKL)") else 8, warmup_rounds=2)
+@pytest.mark.parametrize("provider", [EAGER, COMPILED, COO, MKL, OURS])
+def test_propagate(benchmark, provider, backward, dim):
+    found = providers(backward, dim, compiled=provider == COMPILED)
+    assert_agree(found)
+    benchmark(found[provider])

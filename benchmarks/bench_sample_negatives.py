@@ -1,18 +1,20 @@
-"""An epoch's negatives on Amazon-Book's interactions (or a synthetic graph of its size): one for each edge."""
-
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
 from bench_propagate import graph
+from sizes import COMPILED, EAGER, OURS
 
 from prorec_fast import sample_negatives
 from prorec_fast.reference.sample_negatives import sample_negatives as reference
 
+POPULAR = "ours, popularity 0.75"
+NUMPY = "NumPy, rejection"
 
-def numpy_rejection(users: torch.Tensor) -> torch.Tensor:
-    """What a vectorised NumPy sampler does: draw, look up in the sorted edge keys, draw again where it hit."""
+
+def rejection(users: torch.Tensor) -> torch.Tensor:
+    """What a vectorised NumPy sampler does: draw, look up in the sorted edges, draw again where it hit."""
     rows, items = (t.numpy() for t in graph().edges())
     keys, users = rows * graph().num_items + items, users.numpy()
     generator = np.random.default_rng()
@@ -26,23 +28,32 @@ def numpy_rejection(users: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(negatives)[:, None]
 
 
-PROVIDERS = {
-    "prorec_fast": lambda users: sample_negatives(graph(), users),
-    "prorec_fast, popularity 0.75": lambda users: sample_negatives(graph(), users, popularity=0.75),
-    "NumPy rejection": numpy_rejection,
-    "reference": lambda users: reference(graph(), users),
-    "reference, compiled": torch.compile(lambda users: reference(graph(), users), dynamic=False),
-}
-
-
-@pytest.mark.parametrize("name", PROVIDERS)
-def test_sample_negatives(benchmark, name):
-    benchmark.group = "an epoch's negatives"
+def epoch() -> torch.Tensor:
+    """The user of every training edge, shuffled."""
     users = graph().edges()[0]
-    users = users[torch.randperm(users.numel(), generator=torch.Generator().manual_seed(0))]
-    negatives = PROVIDERS[name](users)
+    return users[torch.randperm(users.numel(), generator=torch.Generator().manual_seed(0))]
+
+
+def providers(compiled: bool = True):
+    """An epoch's negatives, one for each edge."""
+    users = epoch()
+    found = {
+        EAGER: lambda: reference(graph(), users),
+        OURS: lambda: sample_negatives(graph(), users),
+        POPULAR: lambda: sample_negatives(graph(), users, popularity=0.75),
+        NUMPY: lambda: rejection(users),
+    }
+    if compiled:
+        found[COMPILED] = torch.compile(found[EAGER], dynamic=False)
+    return found
+
+
+@pytest.mark.parametrize("provider", [EAGER, COMPILED, NUMPY, OURS, POPULAR])
+def test_sample_negatives(benchmark, provider):
+    run = providers(compiled=provider == COMPILED)[provider]
+    users, negatives = epoch(), run()
     rows, items = graph().edges()
-    edges = rows * graph().num_items + items
     assert negatives.shape == (users.numel(), 1)
-    assert not torch.isin(users[:, None] * graph().num_items + negatives, edges).any()
-    benchmark.pedantic(PROVIDERS[name], (users,), rounds=20, warmup_rounds=2)
+    edges, drawn = rows * graph().num_items + items, users[:, None] * graph().num_items + negatives
+    assert not torch.isin(drawn, edges).any()
+    benchmark(run)

@@ -2,9 +2,11 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -18,21 +20,25 @@ std::mutex mutex;
 std::vector<std::pair<char*, size_t>> kept;
 size_t kept_bytes = 0;
 
+bool smaller(const std::pair<char*, size_t>& a, const std::pair<char*, size_t>& b) { return a.second < b.second; }
+
 }  // namespace
 
 Workspace::Workspace(size_t bytes) {
   {
-    // The smallest kept block that is large enough.
     std::lock_guard<std::mutex> lock(mutex);
-    size_t best = kept.size();
-    for (size_t i = 0; i < kept.size(); ++i)
-      if (kept[i].second >= bytes && (best == kept.size() || kept[i].second < kept[best].second)) best = i;
-    if (best < kept.size()) {
-      base_ = kept[best].first;
-      capacity_ = kept[best].second;
+    // Kept blocks are sorted by size: the smallest that is large enough serves.
+    const auto found = std::find_if(kept.begin(), kept.end(), [&](const auto& block) { return block.second >= bytes; });
+    if (found != kept.end()) {
+      std::tie(base_, capacity_) = *found;
       kept_bytes -= capacity_;
-      kept.erase(kept.begin() + static_cast<std::ptrdiff_t>(best));
+      kept.erase(found);
       return;
+    }
+    if (!kept.empty()) {  // the largest is too small: the new block takes its place
+      std::free(kept.back().first);
+      kept_bytes -= kept.back().second;
+      kept.pop_back();
     }
   }
   capacity_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
@@ -47,7 +53,8 @@ Workspace::~Workspace() {
   {
     std::lock_guard<std::mutex> lock(mutex);
     if (kept_bytes + capacity_ <= kKeepAtMost) {
-      kept.emplace_back(base_, capacity_);
+      const std::pair<char*, size_t> block(base_, capacity_);
+      kept.insert(std::upper_bound(kept.begin(), kept.end(), block, smaller), block);
       kept_bytes += capacity_;
       return;
     }

@@ -11,9 +11,11 @@
 namespace prorec {
 namespace PRF_ISA {
 
-constexpr int kMaxBlock = 48;    // rows of a block
+constexpr int kMaxBlock = 192;   // rows of a block
 constexpr int kMaxChunks = 32;   // parts of a row's sums
-constexpr int64_t kTileBytes = 2 << 20;  // of one worker, so that its tile stays in L2 or close by
+// A worker's share of the tiles. Larger than L2 on purpose: streaming them from L3 costs nothing measurable, and every
+// block is a wake-up of all workers, which is dear where something else wants their cores.
+constexpr int64_t kTileBytes = 8 << 20;
 
 struct Sweep {
   int64_t rows, cols, depth;            // B, N, D
@@ -51,8 +53,8 @@ PRF_INLINE Sweep plan_sweep(int64_t rows, int64_t cols, int64_t depth, int tiles
   const int64_t row_bytes = s.panels * kPanel * tiles * static_cast<int64_t>(sizeof(float)) / s.threads;
   int64_t block = kTileBytes / row_bytes / kTileRows * kTileRows;
   block = block < 16 ? 16 : block > kMaxBlock ? kMaxBlock : block;
-  const int64_t all = round_up(rows, kTileRows);
-  s.block = block < all ? block : all;
+  const int64_t blocks = (rows + block - 1) / block;
+  s.block = round_up((rows + blocks - 1) / blocks, kTileRows);  // blocks of equal size
   s.padded_rows = round_up(rows, s.block);
   return s;
 }

@@ -155,7 +155,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--whitening", choices=("separate", "joint"), help="one PCA per side, or one for both (default: separate)"
     )
     promax.add_argument(
-        "--warmup-epochs", type=_count, metavar="N", help="epochs without s2dr, while the embeddings' norms grow (default: 0)"
+        "--warmup-epochs", type=_count, metavar="N", help="epochs without s2dr, while the norms grow (default: 0)"
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="the run folder (default: a new one under ./runs)")

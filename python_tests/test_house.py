@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from processes import run_python
 
 import prorec_fast
-from prorec_fast import _native
+from prorec_fast import _native, losses
 
 PUBLIC = {
     "losses": ("TeacherDistribution", "bpr", "cross_view_info_nce", "distribution_kl", "info_nce"),
@@ -61,6 +64,41 @@ def test_extension_links_to_no_torch_and_no_cuda():
 def test_extension_shares_the_thread_pool_of_torch():
     if "gomp" in torch.__config__.parallel_info() or "OpenMP" in torch.__config__.parallel_info():
         assert _native.extension().parallel_backend() == "gomp"
+
+
+def _loss_and_gradient(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    user, item = (torch.randn(n, 32, generator=generator).requires_grad_() for n in (600, 5000))
+    loss = losses.distribution_kl(user, item, user.detach().flip(0), item.detach().flip(0))
+    return torch.autograd.grad(loss, (user, item))
+
+
+def test_kernels_release_the_gil():
+    ticks, done = [], threading.Event()
+
+    def tick():
+        while not done.wait(0.001):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        user, item = torch.randn(3000, 128), torch.randn(20_000, 128)
+        start = time.perf_counter()
+        losses.TeacherDistribution(user, item)  # one call of a hundred milliseconds or more
+        end = time.perf_counter()
+    finally:
+        done.set()
+        thread.join()
+    assert sum(start < t < end for t in ticks) > 5
+
+
+def test_kernels_run_from_several_python_threads_at_once():
+    alone = [_loss_and_gradient(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(_loss_and_gradient, [0, 1, 2, 3] * 3))
+    for got, want in zip(together, alone * 3, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 def test_package_is_typed():

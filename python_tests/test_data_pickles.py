@@ -59,6 +59,22 @@ def test_data_pickles_old_module_names(folder):
     np.testing.assert_array_equal(_dense(load(folder).train), dense)
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_data_pickles_big_endian(folder, protocol):
+    """Written on another machine: the values, not their bytes, are what counts."""
+    matrix, dense = _matrix(5, "csr")
+    matrix.data, matrix.indices = matrix.data.astype(">f4"), matrix.indices.astype(">i4")
+    matrix.indptr = matrix.indptr.astype(">i4")
+    _dump(folder / "trn_mat.pkl", matrix, protocol)
+    tables = [np.arange(rows * 4.0).reshape(rows, 4) for rows in (USERS, ITEMS)]
+    _dump(folder / "usr_emb_np.pkl", tables[0].astype(">f8"), protocol)
+    _dump(folder / "itm_emb_np.pkl", np.asfortranarray(tables[1].astype(">f8")), protocol)
+    data = load(folder)
+    np.testing.assert_array_equal(_dense(data.train), dense)
+    np.testing.assert_array_equal(data.user_profiles.numpy(), tables[0])
+    np.testing.assert_array_equal(data.item_profiles.numpy(), tables[1])
+
+
 def test_data_pickles_profiles_and_enrichment(folder):
     rng = np.random.default_rng(0)
     tables = {}

@@ -26,21 +26,39 @@ _reconstruct_ndarray = np.empty(0).__reduce__()[0]
 _rebuild_scalar = np.float64(0).__reduce__()[0]
 
 
-def _dtype(spec: object, *_: object) -> np.dtype:
-    kind = np.dtype(spec) if isinstance(spec, str) else None
-    if kind is None or kind.kind not in "biuf":
-        raise pickle.UnpicklingError(f"dtype {spec!r} is not numeric")
-    return kind
+class _Dtype:
+    """A numeric dtype. Its byte order arrives as state, which NumPy would ignore on its own, shared dtype objects."""
+
+    def __init__(self, spec: object, *_: object) -> None:
+        kind = np.dtype(spec) if isinstance(spec, str) else None
+        if kind is None or kind.kind not in "biuf":
+            raise pickle.UnpicklingError(f"dtype {spec!r} is not numeric")
+        self.dtype = kind
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError(f"byte order {state[1]!r}")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
+        version, shape, dtype, fortran_order, content = state
+        super().__setstate__((version, shape, dtype.dtype, fortran_order, content))
 
 
 def _reconstruct(subtype: object, shape: object, code: object) -> np.ndarray:
     if subtype is not _NDARRAY:
         raise pickle.UnpicklingError("an array subclass")
-    return _reconstruct_ndarray(np.ndarray, (0,), b"b")
+    return _reconstruct_ndarray(_Array, (0,), b"b")
 
 
-def _frombuffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: str, *_: object) -> np.ndarray:
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+def _scalar(dtype: _Dtype, content: bytes) -> np.generic:
+    return _rebuild_scalar(dtype.dtype, content)
+
+
+def _frombuffer(buffer: Any, dtype: _Dtype, shape: tuple[int, ...], order: str, *_: object) -> np.ndarray:
+    return np.frombuffer(buffer, dtype=dtype.dtype).reshape(shape, order=order)  # type: ignore[call-overload]
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -63,9 +81,9 @@ class _Sparse:
 _LAYOUTS = {name: type(f"_{name.capitalize()}", (_Sparse,), {"layout": name}) for name in ("coo", "csr", "csc")}
 _NUMPY = {
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): _Dtype,
     ("multiarray", "_reconstruct"): _reconstruct,
-    ("multiarray", "scalar"): _rebuild_scalar,
+    ("multiarray", "scalar"): _scalar,
     ("numeric", "_frombuffer"): _frombuffer,
     ("_codecs", "encode"): _latin1,
 }
@@ -104,7 +122,7 @@ def _index_array(state: dict[str, Any], name: str, size: int | None, path: Path)
         raise DataError(f"{path}: '{name}' is not a 1-d integer array")
     if size is not None and array.shape[0] != size:
         raise DataError(f"{path}: '{name}' has {array.shape[0]} entries, expected {size}")
-    return array.astype(np.int64)
+    return np.array(array, dtype=np.int64)
 
 
 def _coordinates(matrix: _Sparse, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

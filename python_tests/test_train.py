@@ -17,7 +17,7 @@ import torch
 from processes import HERE
 from training_data import tiny, write_tiny
 
-from prorec_fast.data import Interactions
+from prorec_fast.data import Interactions, load
 from prorec_fast.frameworks import BPR, Framework, Objective, ProMax
 from prorec_fast.models import MF, LightGCN
 from prorec_fast.train import RunError, TrainingError, evaluate, fit, read_weights
@@ -63,6 +63,31 @@ def test_train_same_seed_same_result(data, framework):
     other = fit(LightGCN(data, dim=8), data, framework, seed=6, **QUICK)
     assert same(first, again)
     assert without_seconds(first.history) != without_seconds(other.history)
+
+
+@pytest.mark.parametrize(
+    ("framework", "change"),
+    [(BPR(), "dtype"), (ProMax(), "dtype"), (BPR(), "device")],
+    ids=["none-dtype", "promax-dtype", "none-device"],
+)
+def test_train_does_not_depend_on_torch_defaults(tmp_path, framework, change):
+    settings = {**QUICK, "epochs": 1}
+    folder = write_tiny(tmp_path / "plain", profiles=False)  # so that they are derived under the changed default too
+    data = load(folder)
+    usual = fit(LightGCN(data, dim=8), data, framework, **settings)
+    try:
+        if change == "dtype":
+            torch.set_default_dtype(torch.float64)
+        else:
+            torch.set_default_device("meta")
+        data = load(folder)
+        model = LightGCN(data, dim=8)
+        changed = fit(model, data, framework, **settings)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
+    assert same(usual, changed)
 
 
 def test_train_test_metrics_are_the_plain_definition(data):

@@ -161,7 +161,7 @@ class Dataset:
     def _graph(self, split: Interactions) -> BipartiteGraph:
         from prorec_fast.graph import BipartiteGraph
 
-        return BipartiteGraph.from_csr(torch.from_numpy(split.indptr), torch.from_numpy(split.indices), self.num_items)
+        return BipartiteGraph.from_edges(*split.edges(), self.num_users, self.num_items, device="cpu")
 
     @cached_property
     def train_graph(self) -> BipartiteGraph:

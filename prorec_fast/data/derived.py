@@ -35,12 +35,17 @@ def cooccurrence_profiles(
     item_degree = torch.bincount(items, minlength=num_items).float().clamp_(min=1)
     values = (user_degree[users] * item_degree[items]).rsqrt()
     adjacency = torch.sparse_coo_tensor(
-        torch.stack([users, items]), values, (num_users, num_items), is_coalesced=True, check_invariants=False
+        torch.stack([users, items]),
+        values,
+        (num_users, num_items),
+        device="cpu",
+        is_coalesced=True,
+        check_invariants=False,
     )
     oversampled = min(dim + 1 + 16, num_users, num_items)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _, spectrum, right = torch.svd_lowrank(adjacency, q=oversampled, niter=6)
     item_vectors = normalize(right[:, 1 : dim + 1] * spectrum[1 : dim + 1], dim=1)
-    total = torch.zeros(num_users, item_vectors.shape[1]).index_add_(0, users, item_vectors[items])
+    total = item_vectors.new_zeros(num_users, item_vectors.shape[1]).index_add_(0, users, item_vectors[items])
     return normalize(total, dim=1), item_vectors

@@ -40,16 +40,16 @@ class Recommender(nn.Module, ABC):
         self.num_users, self.num_items, self.dim = data.num_users, data.num_items, dim
         self.init_scale, self.seed = float(init_scale), int(seed)
         self.train_graph: BipartiteGraph = data.train_graph
-        self.user_embedding = nn.Parameter(torch.empty(self.num_users, dim))
-        self.item_embedding = nn.Parameter(torch.empty(self.num_items, dim))
+        self.user_embedding = nn.Parameter(torch.empty(self.num_users, dim, dtype=torch.float32, device="cpu"))
+        self.item_embedding = nn.Parameter(torch.empty(self.num_items, dim, dtype=torch.float32, device="cpu"))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw both tables again, from the model's seed."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         for table in (self.user_embedding, self.item_embedding):
-            fresh = torch.empty(table.shape)
+            fresh = torch.empty(table.shape, dtype=torch.float32, device="cpu")
             nn.init.xavier_uniform_(fresh, gain=self.init_scale, generator=generator)
             table.copy_(fresh)
 

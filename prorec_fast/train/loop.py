@@ -211,7 +211,7 @@ class _Trainer:
 
         start, epoch = time.perf_counter(), self.progress.epoch
         torch.manual_seed(_epoch_seed(self.seed, epoch, 0))
-        order = torch.randperm(self.users.shape[0]).to(self.device)
+        order = torch.randperm(self.users.shape[0], device="cpu").to(self.device)
         users, items = self.users[order], self.items[order]
         graph = self.model.train_graph
         negatives = sample_negatives(graph, users, seed=_epoch_seed(self.seed, epoch, 1)).reshape(-1)

@@ -1,0 +1,3 @@
+from prorec_fast.cli import main
+
+raise SystemExit(main())

@@ -134,6 +134,8 @@ def test_cli_train_names_derived_profiles(tmp_path, capsys):
         (["train", "--framework", "none", "--s2dr-weight", "1"], "--s2dr-weight: has no effect"),
         (["train", "--seed", "1", "1"], "repeats a seed"),
         (["train", "--device", "abacus"], "no device is called"),
+        (["train", "--device", "xpu:9"], "--device: xpu:9 is not available here; try cpu"),
+        (["train", "--device", "meta"], "--device: meta is not available here; try cpu"),
         (["train", "--resume"], "--resume: say which run"),
         (["train", "--resume", "--out", "absent"], "leave --resume out"),
         (["evaluate", "absent"], "no weights.safetensors there"),
@@ -169,9 +171,41 @@ def test_cli_refuses_to_overwrite_a_run(trained, folder, capsys):
     assert "already holds a run" in line and "--resume" in line
 
 
-def test_cli_resume_refuses_other_settings_and_forgets_them(trained, capsys):
-    assert "model dim 8, not 16" in error_of(capsys, "train", "--resume", "--out", trained, "--dim", 16)
-    assert main(["train", "--resume", "--out", str(trained)]) == 0
+def test_cli_a_start_that_fails_leaves_no_folder(tmp_path, capsys):
+    """Equal profiles have no rank to whiten, which shows only when ProMax is set up, after the plain run."""
+    flat = write_tiny(tmp_path / "flat", profiles=False)
+    np.savez(flat / "profiles_flat.npz", users=np.ones((60, 12), np.float32), items=np.ones((50, 12), np.float32))
+    error_of(capsys, "train", "--data", flat, *QUICK, "--out", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [("--dim", 16), ("--framework", "none"), ("--seed", 2), ("--sdr-weight", 2)], ids=lambda option: option[0]
+)
+def test_cli_resume_refuses_other_settings_and_forgets_them(trained, capsys, option):
+    before = (trained / "config.json").read_text()
+    line = error_of(capsys, "train", "--resume", "--out", trained, *option, "--epochs", 50)
+    assert f"{option[0]}: differs from the run" in line
+    assert (trained / "config.json").read_text() == before
+    assert main(["train", "--resume", "--out", str(trained), *QUICK]) == 0, "its own settings may be repeated"
+
+
+def test_cli_resume_keeps_what_was_changed_and_the_best(folder, tmp_path, capsys):
+    out = str(tmp_path / "r")
+    assert main(["train", "--data", str(folder), *QUICK, "--lr", "1e-9", "--out", out]) == 0
+    best = [line.split("(best ")[1] for line in capsys.readouterr().err.splitlines() if "epoch 4," in line]
+    assert main(["train", "--resume", "--out", out, "--epochs", "6", "--patience", "9"]) == 0
+    resumed = [line.split("(best ")[1] for line in capsys.readouterr().err.splitlines() if "epoch 6," in line]
+    assert len(best) == 2 and [text.split(")")[0] for text in resumed] == [text.split(")")[0] for text in best]
+    assert main(["train", "--resume", "--out", out, "--json"]) == 0
+    assert [row["epochs"] for row in json.loads(capsys.readouterr().out)["results"]] == [6, 6]
+    settings = json.loads((tmp_path / "r" / "config.json").read_text())["settings"]
+    assert (settings["epochs"], settings["patience"], settings["data"]) == (6, 9, str(folder))
+
+
+def test_cli_runs_as_a_module():
+    run = subprocess.run([sys.executable, "-m", "prorec_fast", "--help"], capture_output=True, timeout=300, cwd=HERE)
+    assert run.returncode == 0 and b"usage: prorec-fast" in run.stdout
 
 
 def test_cli_traceback_only_with_debug(capsys):

@@ -8,25 +8,33 @@ from statistics import mean, stdev
 from typing import Any
 
 from prorec_fast.train.loop import MONITOR
+from prorec_fast.train.run_folder import Progress
 
 COLUMNS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
 
 class EpochProgress:
-    """A callback for `fit(on_epoch=...)`: a bar on a terminal, a line per evaluation elsewhere."""
+    """A callback for `fit(on_epoch=...)`: a bar on a terminal, a line per evaluation elsewhere.
 
-    def __init__(self, label: str, epochs: int) -> None:
+    Args:
+        stored: how far the run that is resumed had come.
+    """
+
+    def __init__(self, label: str, epochs: int, stored: Progress | None = None) -> None:
+        stored = stored or Progress()
         self.label, self.epochs = label, epochs
-        self.best, self.best_epoch = -1.0, 0
+        self.best, self.best_epoch = max(stored.best_value, 0.0), stored.best_epoch
         self.bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=epochs, desc=label, unit="epoch", file=sys.stderr, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=epochs, initial=stored.epoch, desc=label, unit="epoch", file=sys.stderr, dynamic_ncols=True
+            )
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         valid = record.get("valid")
-        if valid is not None and valid[MONITOR] > self.best:
+        if valid is not None and (valid[MONITOR] > self.best or self.best_epoch == 0):
             self.best, self.best_epoch = valid[MONITOR], record["epoch"]
         if self.bar is not None:
             self.bar.update(record["epoch"] - self.bar.n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from prorec_fast.train.run_folder import CONFIG, read_json
 
 # the presets' 4096 would leave the built-in set 5 steps an epoch, too few for a patience counted in epochs
 SYNTHETIC_BATCH = 512
+# what a resumed run may be given anew; the place of the data only as long as its content is the same
+MAY_CHANGE = ("data", "epochs", "patience", "device")
 _PROMAX_OPTIONS = ("sdr_weight", "s2dr_weight", "temperature", "teacher_temperature", "whitening", "warmup_epochs")
 
 
@@ -69,11 +71,11 @@ class Settings:
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
-    """The settings for a command line; with --resume, those stored in --out, changed where an option is given.
+    """The settings for a command line; with --resume, those stored in --out, with `MAY_CHANGE` from the command line.
 
     Raises:
         ValueError: options that contradict each other.
-        RunError: nothing to resume.
+        RunError: nothing to resume, or another setting than it has.
     """
     settings = Settings()
     if arguments.resume:
@@ -92,6 +94,12 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         if option.name != "promax" and getattr(arguments, option.name) is not None
     }
     promax = {name: getattr(arguments, name) for name in _PROMAX_OPTIONS if getattr(arguments, name) is not None}
+    if arguments.resume:
+        own = {**asdict(settings), **settings.promax}
+        for name, value in (given | promax).items():
+            if name not in MAY_CHANGE and value != own.get(name):
+                option = "--" + {"seeds": "seed"}.get(name, name).replace("_", "-")
+                raise RunError(f"{option}: differs from the run in {arguments.out}; leave it out to resume that run")
     settings = replace(settings, **given, promax={**settings.promax, **promax})
     if settings.layers is not None and settings.model != "lightgcn":
         raise ValueError(f"--layers: {settings.model} has no layers")
@@ -115,6 +123,8 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device: no device is called {name!r}; try cpu or cuda") from error
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"--device: {name} is not available here; try cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # which kind depends on what the build of PyTorch lacks
+        raise ValueError(f"--device: {name} is not available here; try cpu") from error
     return device

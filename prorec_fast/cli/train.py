@@ -9,14 +9,18 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prorec_fast.data import Dataset, load
 from prorec_fast.train import RunError, fit
-from prorec_fast.train.run_folder import CONFIG, write_json
+from prorec_fast.train.evaluation import Evaluator
+from prorec_fast.train.run_folder import CONFIG, RunFolder, read_json, write_json
 
 from .report import EpochProgress, format_table, result_row
 from .settings import Settings, pick_device, read_settings
+
+if TYPE_CHECKING:
+    import torch
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -25,6 +29,10 @@ def run_train(arguments: argparse.Namespace) -> int:
     device = pick_device(settings.device)
     data = load(settings.data)
     out = _new_folder(data.name) if arguments.out is None else Path(arguments.out)
+    if not arguments.resume:
+        if (out / CONFIG).exists():
+            raise RunError(f"{out}: already holds a run; continue it with --resume, or choose another --out")
+        _rehearse(settings, data, device)
     _claim(out, settings, data, resume=arguments.resume)
     _say(f"data {data.name}: {data.num_users} users x {data.num_items} items, {data.train.num_edges} interactions")
     rows = []
@@ -67,26 +75,34 @@ def _new_folder(name: str) -> Path:
     return folder
 
 
+def _rehearse(settings: Settings, data: Dataset, device: torch.device) -> None:
+    """Set everything up once, so that what cannot start is refused before a folder is made or an hour is spent."""
+    for split in ("valid", "test"):
+        Evaluator(data, split, device)
+    for framework in settings.frameworks:
+        settings.build_framework(framework, data).bind(settings.build_model(data, settings.seeds[0]).to(device), data)
+
+
 def _claim(out: Path, settings: Settings, data: Dataset, *, resume: bool) -> None:
     """Make the run folder and note the settings in it, which is what --resume reads."""
-    if resume:
-        return
-    if (out / CONFIG).exists():
-        raise RunError(f"{out}: already holds a run; continue it with --resume, or choose another --out")
+    noted = {**asdict(settings), "data": data.source}
+    if resume:  # of other data the runs are to judge; until then the noted source stands
+        noted["data"] = read_json(out / CONFIG)["settings"]["data"]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / CONFIG, {"settings": {**asdict(settings), "data": data.source}})
+        write_json(out / CONFIG, {"settings": noted})
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from error
 
 
 def _train_one(
-    settings: Settings, data: Dataset, device: Any, framework: str, seed: int, out: Path, *, resume: bool
+    settings: Settings, data: Dataset, device: torch.device, framework: str, seed: int, out: Path, *, resume: bool
 ) -> dict[str, Any]:
     folder = out / (framework if len(settings.seeds) == 1 else f"{framework}-seed{seed}")
     label = settings.model if framework == "none" else f"{settings.model} + {framework}"
     training = settings.training()
-    progress = EpochProgress(f"{label}, seed {seed}", training["epochs"])
+    stored = RunFolder(folder).load_progress() if resume else None
+    progress = EpochProgress(f"{label}, seed {seed}", training["epochs"], stored)
     try:
         run = fit(
             settings.build_model(data, seed),

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,22 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: cannot be read ({error})") from error
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except FileNotFoundError as error:
         raise RunError(f"{path}: missing; is {path.parent} a run folder?") from error
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be read ({error})") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -100,7 +107,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         RunError: missing or damaged.
     """
-    return _read_tensors(folder / WEIGHTS)[0]
+    return _read_tensors(folder / WEIGHTS)
 
 
 class RunFolder:
@@ -137,13 +144,20 @@ class RunFolder:
             tensors |= {f"adam.{index}.{name}": tensor for name, tensor in moments.items()}
         _write_tensors(self.path / STATE, tensors, {"progress": json.dumps(asdict(progress))})
 
-    def load_state(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor], dict[int, dict[str, Tensor]]]:
-        """(progress, weights, best weights, Adam's state by parameter index), as `save_state` was given them."""
-        tensors, metadata = _read_tensors(self.path / STATE)
+    def load_progress(self) -> Progress:
+        """How far the stored run came, without reading its tensors; a fresh one where nothing is stored."""
+        if not (self.path / STATE).exists():
+            return Progress()
+        with _opened(self.path / STATE) as file:
+            metadata = file.metadata() or {}
         try:
-            progress = Progress(**json.loads(metadata["progress"]))
+            return Progress(**json.loads(metadata["progress"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{self.path / STATE}: holds no readable progress; start again elsewhere") from error
+
+    def load_state(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+        """(progress, weights, best weights, Adam's state by parameter index), as `save_state` was given them."""
+        progress, tensors = self.load_progress(), _read_tensors(self.path / STATE)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition(".")

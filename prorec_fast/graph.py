@@ -128,7 +128,8 @@ class BipartiteGraph:
         """
         if not hasattr(matrix, "tocsr") or len(matrix.shape) != 2:
             raise TypeError(f"matrix: want a 2-d scipy.sparse matrix, got {type(matrix).__name__}")
-        csr = matrix.tocsr()
+        csr = matrix.tocsr(copy=True)  # the next line works in place
+        csr.sum_duplicates()
         num_users, num_items = csr.shape
         indices, values = torch.from_numpy(csr.indices), torch.from_numpy(csr.data).double()
         users = _rows(torch.from_numpy(csr.indptr).long(), indices.numel())

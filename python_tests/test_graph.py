@@ -89,6 +89,9 @@ def test_graph_from_scipy():
     weighted.data[0] = 0  # a stored zero is no edge
     graph = BipartiteGraph.from_scipy(weighted)
     assert pairs(graph) == [(1, 0)] and graph.user_values is None
+    repeated = sparse.csr_matrix((np.ones(3), [1, 1, 0], [0, 2, 3]), shape=(2, 2))
+    graph = BipartiteGraph.from_scipy(repeated)
+    assert pairs(graph) == [(0, 1), (1, 0)] and graph.user_values.tolist() == [2, 1] and repeated.nnz == 3
     with pytest.raises(TypeError, match="matrix: want a 2-d"):
         BipartiteGraph.from_scipy(np.eye(3))
 

@@ -48,10 +48,15 @@ def index_vector(name: str, value: Tensor, *, size: int, device: torch.device) -
         raise TypeError(f"{name}: want a 1-d int64 tensor, got {describe(value)}")
     if value.device != device:
         raise ValueError(f"{name}: want a tensor on {device}, got {describe(value)}")
+    index_range(name, value, size)
+
+
+def index_range(name: str, value: Tensor, size: int, low: int = 0) -> None:
+    """Requires entries in [low, size) of a tensor on the CPU, unless torch.compile is tracing and there are none."""
     if value.device.type == "cpu" and not torch.compiler.is_compiling() and value.numel():
-        low, high = (int(x) for x in torch.aminmax(value))
-        if low < 0 or high >= size:
-            raise IndexError(f"{name}: want entries in [0, {size}), got entries in [{low}, {high}]")
+        least, most = (int(x) for x in torch.aminmax(value))
+        if least < low or most >= size:
+            raise IndexError(f"{name}: want entries in [{low}, {size}), got entries in [{least}, {most}]")
 
 
 def positive_number(name: str, value: float) -> None:
@@ -64,6 +69,19 @@ def positive_int(name: str, value: int) -> None:
     """Requires an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: want an integer of at least 1, got {value!r}")
+
+
+def temperature(name: str, value: float) -> None:
+    """Requires a positive number whose reciprocal float32 holds."""
+    positive_number(name, value)
+    if not 1e-30 <= value <= 1e30:
+        raise ValueError(f"{name}: want a number in [1e-30, 1e30], got {value!r}")
+
+
+def smoothing(name: str, value: float) -> None:
+    """Requires 0 or a positive number that float32 probabilities can be added to."""
+    if not isinstance(value, int | float) or not (value == 0 or 1e-30 <= value < float("inf")):
+        raise ValueError(f"{name}: want 0 or a finite number of at least 1e-30, got {value!r}")
 
 
 def one_of(name: str, value: object, choices: Sequence[str]) -> None:

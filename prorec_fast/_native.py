@@ -8,6 +8,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from prorec_fast._checks import index_range
+
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -39,6 +41,25 @@ def storable(t: Tensor) -> Tensor:
 def matrix(t: Tensor) -> tuple[int, int, int, int, int]:
     """A `storable` 2-d tensor as (address, rows, cols, row stride, dtype code). The caller keeps `t` alive."""
     return t.data_ptr(), t.size(0), t.size(1), t.stride(0), _DTYPE_CODES[t.dtype]
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for a kernel to fill: its dtype and device do not follow torch's defaults."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`empty`, cleared."""
+    return torch.zeros(shape, dtype=dtype, device="cpu")
+
+
+def index(name: str, t: Tensor | None, size: int, low: int = 0) -> Tensor | None:
+    """Indices for a kernel: contiguous, and seen to be in [low, size). Looked at here and not only where arguments are
+    checked, because under torch.compile those checks see no values."""
+    if t is None:
+        return None
+    index_range(name, t, size, low)
+    return t.contiguous()
 
 
 def address(t: Tensor | None) -> int:

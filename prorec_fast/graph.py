@@ -106,7 +106,7 @@ class BipartiteGraph:
         Raises:
             TypeError, ValueError, IndexError: an argument of another type, shape or range; the message names it.
         """
-        indices = torch.as_tensor(indices, device=device)
+        indices = _tensor(indices, device)
         indptr = _indices("indptr", indptr, indices.numel() + 1, indices.device)
         counts = indptr.diff()
         if indptr.numel() == 0 or indptr[0] != 0 or indptr[-1] != indices.numel() or bool((counts < 0).any()):
@@ -182,7 +182,9 @@ class BipartiteGraph:
 
     def to_sparse_csr(self) -> Tensor:
         """The interaction matrix as a float32 torch.sparse_csr tensor [num_users, num_items]."""
-        values = torch.ones(self.num_edges, device=self.device) if self.user_values is None else self.user_values
+        values = self.user_values
+        if values is None:
+            values = torch.ones(self.num_edges, dtype=torch.float32, device=self.device)
         size = (self.num_users, self.num_items)
         columns = self.user_indices.long()
         return torch.sparse_csr_tensor(self.user_indptr, columns, values, size, check_invariants=False)
@@ -261,9 +263,16 @@ def _node_count(name: str, value: int) -> int:
     return int(value)
 
 
+def _tensor(value: Any, device: torch.device | str | None) -> Tensor:
+    """`value` as a tensor; one that is a tensor stays where it is unless `device` says otherwise."""
+    if device is None and isinstance(value, Tensor):
+        return value
+    return torch.as_tensor(value, device=device)
+
+
 def _indices(name: str, value: Any, size: int, device: torch.device | str | None) -> Tensor:
     """`value` as a 1-d int64 tensor with entries in [0, size)."""
-    value = torch.as_tensor(value, device=device)
+    value = _tensor(value, device)
     if value.numel() == 0 and value.dim() == 1:
         return value.long()  # an empty list makes a floating tensor
     if value.dim() != 1 or value.dtype not in _INDEX_DTYPES:

@@ -35,16 +35,16 @@ def _register_loss(op: RowLoss, arguments: str) -> None:
         return result, *(g if g.untyped_storage().nbytes() == g.nbytes else g.clone() for g in grads)
 
     def total_fake(*values):
-        return values[0].new_empty(()), *(v.new_empty(v.shape) for v in values[:count])
+        return values[0].new_empty(()), *(v.new_empty(v.shape, dtype=torch.float32) for v in values[:count])
 
     def total_setup(ctx, inputs, output):
         ctx.save_for_backward(*output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.num_arguments = len(inputs)
+        ctx.num_arguments, ctx.dtype = len(inputs), inputs[0].dtype
 
     def total_backward(ctx, grad_out, *_):
-        grads = (None if grad_out is None else g * grad_out for g in ctx.saved_tensors)
+        grads = (None if grad_out is None else (g * grad_out).to(ctx.dtype) for g in ctx.saved_tensors)
         return *grads, *(None,) * (ctx.num_arguments - count)
 
     def rows(*values):
@@ -62,7 +62,7 @@ def _register_loss(op: RowLoss, arguments: str) -> None:
         saved = iter(ctx.saved_tensors)
         values = [next(saved) if tensor else v for v, tensor in zip(ctx.options, ctx.is_tensor, strict=True)]
         _, *grads = getattr(torch.ops.prorec_fast, op.name)(*values, grad_out.float())
-        return *grads, *(None,) * (len(values) - count)
+        return *(g.to(grad_out.dtype) for g in grads), *(None,) * (len(values) - count)
 
     results = ", ".join(["Tensor"] * (1 + count))
     for name, function, schema, fake, setup, backward in (

@@ -43,9 +43,10 @@ def distribution_kl(
     Args:
         user: [B, d], or the whole table [M, d] with `users`.
         item: [N, d].
-        teacher_user: [B, t], or [M, t] with `users`; None with `teacher`.
-        teacher_item: [N, t]; None with `teacher`.
-        users: int64 [B], rows of the user tables; a row may come more than once.
+        teacher_user: [B, t], or [M, t] with `users`. With `teacher` its own table, or None.
+        teacher_item: [N, t]. With `teacher` its own table, or None.
+        users: int64 [B], rows of the user tables; a row may come more than once. Where only one of `user` and the
+            teacher's users is a whole table, the other holds the batch's rows, and `users` indexes the whole one.
         temperature, teacher_temperature: above 0. With `teacher`, its own temperature counts.
         divergence: "cross_entropy" -sum_j p log q; "kl" KL(p||q); "reverse_kl" KL(q||p); "js" Jensen-Shannon.
         weighting: "entropy" w_u = clamp(1 - H(p_u) / log N, *weight_range), "none", or a tensor [B].

@@ -17,23 +17,6 @@ enum PhiloxStream : uint32_t { kEdgeStream = 1, kNoiseStream = 2, kNegativeStrea
 constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
 
-struct PhiloxWords {
-  uint32_t c0, c1, c2, c3;
-};
-
-PRF_PHILOX_INLINE PhiloxWords philox(uint64_t seed, PhiloxWords c) {
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(kPhiloxMultiplier0) * c.c0;
-    const uint64_t p1 = static_cast<uint64_t>(kPhiloxMultiplier1) * c.c2;
-    c = {static_cast<uint32_t>(p1 >> 32) ^ c.c1 ^ k0, static_cast<uint32_t>(p1),
-         static_cast<uint32_t>(p0 >> 32) ^ c.c3 ^ k1, static_cast<uint32_t>(p0)};
-    k0 += kPhiloxKeyStep0;
-    k1 += kPhiloxKeyStep1;
-  }
-  return c;
-}
-
 // A number in [0, 1) from the top 53 of 64 bits.
 PRF_PHILOX_INLINE double philox_uniform(uint32_t high, uint32_t low) {
   const uint64_t bits = (static_cast<uint64_t>(high) << 32 | low) >> 11;

@@ -63,6 +63,17 @@ PRF_INLINE void score_rows(const float* x, const float* panel, int64_t depth, co
   }
 }
 
+// Lane l of the result is lane which[l] of a and b side by side.
+PRF_INLINE Vec shuffle(Vec a, Vec b, IVec which) {
+#ifdef __clang__
+  Vec out;
+  for (int l = 0; l < kLanes; ++l) out[l] = which[l] < kLanes ? a[which[l]] : b[which[l] - kLanes];
+  return out;
+#else
+  return __builtin_shuffle(a, b, which);
+#endif
+}
+
 // The kLanes x kLanes matrix of rows v, transposed by log2(kLanes) perfect shuffles.
 PRF_INLINE void transpose(Vec (&v)[kLanes]) {
   IVec low, high;
@@ -75,8 +86,8 @@ PRF_INLINE void transpose(Vec (&v)[kLanes]) {
     Vec shuffled[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes / 2; ++i) {
-      shuffled[2 * i] = __builtin_shuffle(v[i], v[i + kLanes / 2], low);
-      shuffled[2 * i + 1] = __builtin_shuffle(v[i], v[i + kLanes / 2], high);
+      shuffled[2 * i] = shuffle(v[i], v[i + kLanes / 2], low);
+      shuffled[2 * i + 1] = shuffle(v[i], v[i + kLanes / 2], high);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) v[i] = shuffled[i];

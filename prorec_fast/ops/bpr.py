@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from prorec_fast import _native
@@ -22,13 +21,13 @@ def bpr(user: Tensor, positive: Tensor, negative: Tensor, *, reduction: str = "m
 
 def bpr_cpu(user: Tensor, positive: Tensor, negative: Tensor, *, coefficient: Tensor | None = None):
     inputs = [_native.storable(t) for t in (user, positive, negative)]
-    loss = torch.empty(user.size(0))
-    grads = [] if coefficient is None else [torch.empty(user.shape) for _ in inputs]
+    loss = _native.empty(user.size(0))
+    grads = [] if coefficient is None else [_native.empty(*user.shape) for _ in inputs]
     addresses = map(_native.address, grads or (None,) * 3)
     _native.extension().bpr(
         *map(_native.matrix, inputs), _native.address(coefficient), loss.data_ptr(), *addresses, _native.threads()
     )
-    return loss, [g.to(user.dtype) for g in grads]
+    return loss, grads
 
 
 BPR = RowLoss("bpr", bpr_cpu, 3, light=True)

@@ -25,14 +25,9 @@ def candidate_items(graph: Any, similar: Tensor) -> CandidateItems:
     indptr, indices, num_items = csr_rows("graph", graph, device=similar.device, rows=similar.size(0))
     if num_items is None:
         num_items = int(indices.max()) + 1 if indices.numel() else 0  # items that nobody has are nobody's candidates
-    compiling = torch.compiler.is_compiling()
-    if similar.device.type == "cpu" and not compiling and similar.numel():
-        low, high = (int(x) for x in torch.aminmax(similar))
-        if low < -1 or high >= similar.size(0):
-            raise IndexError(f"similar: want entries in [-1, {similar.size(0)}), got entries in [{low}, {high}]")
     if similar.device.type != "cpu":
         return CandidateItems(*candidate_items_reference(indptr, indices, num_items, similar))
-    if compiling:
+    if torch.compiler.is_compiling():
         return CandidateItems(*torch.ops.prorec_fast.candidate_items(indptr, indices, num_items, similar))
     return CandidateItems(*candidate_items_cpu(indptr, indices, num_items, similar))
 
@@ -40,9 +35,9 @@ def candidate_items(graph: Any, similar: Tensor) -> CandidateItems:
 def candidate_items_cpu(
     indptr: Tensor, indices: Tensor, num_items: int, similar: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    similar = similar.contiguous()
+    similar = _native.index("similar", similar, similar.size(0), low=-1)
     graph = _native.csr(indptr, indices, None, num_items)
-    row_counts = torch.empty(similar.size(0), dtype=torch.int64)
+    row_counts = _native.empty(similar.size(0), dtype=torch.int64)
 
     def run(row_counts: Tensor | None, *filled: Tensor) -> None:
         addresses = map(_native.address, filled or (None,) * 3)
@@ -52,6 +47,6 @@ def candidate_items_cpu(
 
     run(row_counts)
     out_indptr = torch.cat([row_counts.new_zeros(1), row_counts.cumsum(0)])
-    items, counts = (torch.empty(int(out_indptr[-1]), dtype=torch.int32) for _ in range(2))
+    items, counts = (_native.empty(int(out_indptr[-1]), dtype=torch.int32) for _ in range(2))
     run(None, out_indptr, items, counts)
     return out_indptr, items, counts

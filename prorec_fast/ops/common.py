@@ -14,9 +14,10 @@ REDUCTIONS = ("mean", "sum", "none")
 class RowLoss(NamedTuple):
     """An operation whose kernel gives one loss a row.
 
-    launch(*arguments, coefficient=None) returns (rows [B], gradients): float32 losses and, with a coefficient [B], the
-    gradients of coefficient . rows by the leading `num_inputs` arguments, in the arguments' dtypes. A `light` operation
-    runs again in the backward pass, where that costs less than scaling the gradients that one pass had made.
+    launch(*arguments, coefficient=None) returns (rows [B], gradients), all float32: losses and, with a coefficient [B],
+    the gradients of coefficient . rows by the leading `num_inputs` arguments. They are rounded to the arguments' dtype
+    only after the incoming gradient has scaled them, as loss scaling needs. A `light` operation runs again in the
+    backward pass, where that costs less than scaling the gradients that one pass had made.
     """
 
     name: str
@@ -26,12 +27,12 @@ class RowLoss(NamedTuple):
 
     def __call__(self, *arguments, reduction: str, weight: Tensor | None = None) -> Tensor:
         """The mean, the sum or each of weight * rows. The mean of no rows is 0."""
-        if self.light or reduction == "none" or (weight is not None and weight.requires_grad):
+        if reduction == "none" or (weight is not None and weight.requires_grad):
             rows = self.rows(*arguments)
             weighted = rows if weight is None else weight.to(rows.dtype) * rows
             return reduce_rows(weighted, reduction)
         batch = self.batch(*arguments)
-        coefficient = torch.full((batch,), 1.0) if weight is None else weight.float()
+        coefficient = arguments[0].new_ones(batch, dtype=torch.float32) if weight is None else weight.float()
         if reduction == "mean":
             coefficient = coefficient / max(batch, 1)
         if torch.compiler.is_compiling():
@@ -60,17 +61,20 @@ class RowLoss(NamedTuple):
 class _TotalFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op: RowLoss, coefficient: Tensor, *arguments):
-        ctx.name, ctx.needs = op.name, ctx.needs_input_grad[2:]
-        total, grads = op.total(*arguments, coefficient=coefficient, gradients=any(ctx.needs))
-        ctx.save_for_backward(*grads)
+        ctx.op, ctx.needs, ctx.dtype = op, ctx.needs_input_grad[2:], arguments[0].dtype
+        total, grads = op.total(*arguments, coefficient=coefficient, gradients=any(ctx.needs) and not op.light)
+        ctx.save_for_backward(*((*arguments, coefficient) if op.light else grads))
         return total
 
     @staticmethod
     def backward(ctx, grad_out):
         with torch.no_grad():
-            grads = [g * grad_out if need else None for g, need in zip(ctx.saved_tensors, ctx.needs, strict=False)]
-        grads = (refuse_second_derivative(ctx.name, g) for g in grads)
-        return None, None, *grads, *(None,) * (len(ctx.needs) - len(ctx.saved_tensors))
+            if ctx.op.light:
+                *arguments, coefficient = ctx.saved_tensors
+                grads = ctx.op.launch(*arguments, coefficient=coefficient * grad_out.float())[1]
+            else:
+                grads = [g * grad_out for g in ctx.saved_tensors]
+        return None, None, *_finished(ctx, grads)
 
 
 class _RowsFunction(torch.autograd.Function):
@@ -78,7 +82,7 @@ class _RowsFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, op: RowLoss, *arguments):
-        ctx.op, ctx.needs = op, ctx.needs_input_grad[1:]
+        ctx.op, ctx.needs, ctx.dtype = op, ctx.needs_input_grad[1:], arguments[0].dtype
         ctx.is_tensor = [isinstance(a, Tensor) for a in arguments]
         ctx.options = [None if tensor else a for a, tensor in zip(arguments, ctx.is_tensor, strict=True)]
         ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
@@ -89,9 +93,14 @@ class _RowsFunction(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         arguments = (next(saved) if tensor else a for a, tensor in zip(ctx.options, ctx.is_tensor, strict=True))
         _, grads = ctx.op.launch(*arguments, coefficient=grad_out.float().contiguous())
-        grads = (g if need else None for g, need in zip(grads, ctx.needs, strict=False))
-        grads = (refuse_second_derivative(ctx.op.name, g) for g in grads)
-        return None, *grads, *(None,) * (len(ctx.needs) - ctx.op.num_inputs)
+        return None, *_finished(ctx, grads)
+
+
+def _finished(ctx, grads: list[Tensor]) -> list[Tensor | None]:
+    """float32 gradients of the inputs as autograd wants them for all arguments."""
+    needed = zip(grads, ctx.needs, strict=False)
+    found = [refuse_second_derivative(ctx.op.name, g.to(ctx.dtype)) if need else None for g, need in needed]
+    return found + [None] * (len(ctx.needs) - len(found))
 
 
 class _RefuseSecondDerivative(torch.autograd.Function):
@@ -115,5 +124,5 @@ def refuse_second_derivative(name: str, grad: Tensor | None) -> Tensor | None:
 def reduce_rows(rows: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return rows
-    total = rows.sum()
-    return total / max(rows.size(0), 1) if reduction == "mean" else total
+    total = rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))
+    return (total / max(rows.size(0), 1) if reduction == "mean" else total).to(rows.dtype)

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from prorec_fast import _native
-from prorec_fast._checks import float_matrix, index_vector, one_of, positive_number, same_device_and_dtype
+from prorec_fast import _checks, _native
+from prorec_fast._checks import float_matrix, index_vector, one_of, same_device_and_dtype
 from prorec_fast.ops.common import REDUCTIONS, RowLoss
 from prorec_fast.reference import distribution_kl as reference
 
@@ -32,7 +30,9 @@ class TeacherDistribution:
         float_matrix("teacher_user", teacher_user)
         float_matrix("teacher_item", teacher_item, cols=teacher_user.size(1))
         same_device_and_dtype(("teacher_user", "teacher_item"), (teacher_user, teacher_item))
-        positive_number("temperature", temperature)
+        _checks.temperature("temperature", temperature)
+        if teacher_item.size(0) == 0:
+            raise ValueError(f"teacher_item: want at least one row, got shape {tuple(teacher_item.shape)}")
         self.user, self.item = teacher_user.detach(), teacher_item.detach()
         self.temperature, self.normalize = float(temperature), bool(normalize)
         self.lse, self.entropy = teacher_stats(self.user, self.item, self.temperature, self.normalize)
@@ -46,7 +46,7 @@ def teacher_stats(user: Tensor, item: Tensor, temperature: float, normalize: boo
     """lse_j(t_uj) and H(p_u), each [M], float32 (float64 for float64 tables)."""
     if _native.runs_on_cpu_kernel(user, item):
         user, item = _native.storable(user), _native.storable(item)
-        lse, entropy = torch.zeros(2, user.size(0), dtype=torch.float32)
+        lse, entropy = _native.zeros(2, user.size(0))
         _native.extension().distribution_stats(
             _native.matrix(user), _native.matrix(item), 1 / temperature, normalize, lse.data_ptr(),
             entropy.data_ptr(), _native.threads(),
@@ -87,22 +87,17 @@ def distribution_kl(
     if teacher is None:
         if teacher_user is None or teacher_item is None:
             raise ValueError("teacher_user, teacher_item: want both tables where no teacher= is given, got None")
-    elif teacher_user is not None or teacher_item is not None:
-        raise ValueError("teacher_user, teacher_item: want None where teacher= holds the tables")
     else:
+        _check_teacher(teacher, teacher_user, teacher_item, normalize)
         teacher_user, teacher_item, teacher_temperature = teacher.user, teacher.item, teacher.temperature
-        if teacher.normalize != normalize:
-            raise ValueError(f"teacher: want one made with normalize={normalize}, got {teacher.normalize}")
-    float_matrix("teacher_user", teacher_user, rows=user.size(0))
+    float_matrix("teacher_user", teacher_user)
     float_matrix("teacher_item", teacher_item, rows=item.size(0), cols=teacher_user.size(1))
-    positive_number("temperature", temperature)
-    positive_number("teacher_temperature", teacher_temperature)
+    _checks.temperature("temperature", temperature)
+    _checks.temperature("teacher_temperature", teacher_temperature)
     one_of("divergence", divergence, DIVERGENCES)
     one_of("reduction", reduction, REDUCTIONS)
-    if not (isinstance(eps, int | float) and 0 <= eps < math.inf):
-        raise ValueError(f"eps: want a finite number of at least 0, got {eps!r}")
-    if users is not None:
-        index_vector("users", users, size=user.size(0), device=user.device)
+    _checks.smoothing("eps", eps)
+    users, teacher_rows = _batch_rows(user, teacher_user, users)
     batch = user.size(0) if users is None else users.size(0)
     if isinstance(weighting, Tensor):
         if weighting.shape != (batch,) or weighting.device != user.device:
@@ -115,16 +110,16 @@ def distribution_kl(
 
     if not _native.runs_on_cpu_kernel(user, item, teacher_user, teacher_item):
         return reference.distribution_kl(
-            user, item, teacher_user, teacher_item, users=users, temperature=temperature,
-            teacher_temperature=teacher_temperature, divergence=divergence, weighting=weighting,
-            weight_range=weight_range, eps=eps, normalize=normalize, reduction=reduction,
+            user if users is None else user.index_select(0, users), item,
+            teacher_user if teacher_rows is None else teacher_user.index_select(0, teacher_rows), teacher_item,
+            temperature=temperature, teacher_temperature=teacher_temperature, divergence=divergence,
+            weighting=weighting, weight_range=weight_range, eps=eps, normalize=normalize, reduction=reduction,
         )  # fmt: skip
 
     teacher_user, teacher_item = teacher_user.detach(), teacher_item.detach()
-    teacher_rows = users
     if teacher is None:
-        if users is not None:
-            teacher_user, teacher_rows = teacher_user.index_select(0, users), None
+        if teacher_rows is not None:
+            teacher_user, teacher_rows = teacher_user.index_select(0, teacher_rows), None
         lse, entropy = _stats(teacher_user, teacher_item, teacher_temperature, normalize)
     else:
         lse, entropy = teacher.lse, teacher.entropy
@@ -139,6 +134,37 @@ def distribution_kl(
         user, item, users, teacher_user, teacher_item, teacher_rows, lse, entropy, float(temperature),
         float(teacher_temperature), divergence, float(eps), bool(normalize), reduction=reduction, weight=weight,
     )  # fmt: skip
+
+
+def _check_teacher(
+    teacher: TeacherDistribution, teacher_user: Tensor | None, teacher_item: Tensor | None, normalize: bool
+) -> None:
+    if not isinstance(teacher, TeacherDistribution):
+        raise TypeError(f"teacher: want a TeacherDistribution, got {_checks.describe(teacher)}")
+    if teacher.normalize != normalize:
+        raise ValueError(f"teacher: want one made with normalize={normalize}, got {teacher.normalize}")
+    own = {"teacher_user": (teacher_user, teacher.user), "teacher_item": (teacher_item, teacher.item)}
+    for name, (given, table) in own.items():
+        if given is not None and given.shape != table.shape:
+            raise ValueError(f"{name}: want None or the teacher's own {tuple(table.shape)}, got {tuple(given.shape)}")
+
+
+def _batch_rows(user: Tensor, teacher_user: Tensor, users: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which rows of `user` and of `teacher_user` the batch is; None where a table holds just the batch's rows."""
+    if users is None:
+        if teacher_user.size(0) != user.size(0):
+            raise ValueError(
+                f"teacher_user: want {user.size(0)} rows as in user, or users= to say which, got {teacher_user.size(0)}"
+            )
+        return None, None
+    whole = max(user.size(0), teacher_user.size(0))
+    index_vector("users", users, size=whole, device=user.device)
+    rows = []
+    for name, table in (("user", user), ("teacher_user", teacher_user)):
+        if table.size(0) not in (whole, users.size(0)):
+            raise ValueError(f"{name}: want {whole} rows, or one for each of users, got {table.size(0)}")
+        rows.append(users if table.size(0) == whole else None)
+    return rows[0], rows[1]
 
 
 def _stats(user: Tensor, item: Tensor, temperature: float, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -166,13 +192,14 @@ def distribution_kl_cpu(
 ):
     batch = user.size(0) if users is None else users.size(0)
     tables = [_native.storable(t) for t in (user, item, teacher_user, teacher_item)]
-    users, teacher_rows = (None if t is None else t.contiguous() for t in (users, teacher_rows))
-    loss = torch.empty(batch)
+    users = _native.index("users", users, user.size(0))
+    teacher_rows = _native.index("users", teacher_rows, teacher_user.size(0))
+    loss = _native.empty(batch)
     grad_user = grad_item = None
     if coefficient is not None:
-        grad_user = torch.zeros(user.shape)
+        grad_user = _native.zeros(*user.shape)
         # Whole panels of 64 rows, so that the kernel can accumulate in place.
-        grad_item = torch.empty(-(-item.size(0) // 64) * 64, item.size(1)) if batch else torch.zeros(item.shape)
+        grad_item = _native.empty(-(-item.size(0) // 64) * 64, item.size(1)) if batch else _native.zeros(*item.shape)
     _native.extension().distribution_kl(
         *map(_native.matrix, tables), _native.address(users), _native.address(teacher_rows), batch, 1 / temperature,
         1 / teacher_temperature, normalize, teacher_lse.data_ptr(), teacher_entropy.data_ptr(),
@@ -181,7 +208,7 @@ def distribution_kl_cpu(
     )  # fmt: skip
     if grad_user is None:
         return loss, []
-    return loss, [grad_user.to(user.dtype), grad_item[: item.size(0)].to(item.dtype)]
+    return loss, [grad_user, grad_item[: item.size(0)]]
 
 
 DISTRIBUTION_KL = RowLoss("distribution_kl", distribution_kl_cpu, 2)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from prorec_fast import _native
-from prorec_fast._checks import float_matrix, index_vector, one_of, positive_number, same_device_and_dtype
+from prorec_fast import _checks, _native
+from prorec_fast._checks import float_matrix, index_vector, one_of, same_device_and_dtype
 from prorec_fast.ops.common import REDUCTIONS, RowLoss
 from prorec_fast.reference import info_nce as reference
 
@@ -26,9 +25,8 @@ def info_nce(
     float_matrix("anchor", anchor)
     float_matrix("positive", positive, rows=anchor.size(0), cols=anchor.size(1))
     same_device_and_dtype(("anchor", "positive"), (anchor, positive))
-    positive_number("temperature", temperature)
-    if not (isinstance(eps, int | float) and 0 <= eps < math.inf):
-        raise ValueError(f"eps: want a finite number of at least 0, got {eps!r}")
+    _checks.temperature("temperature", temperature)
+    _checks.smoothing("eps", eps)
     one_of("reduction", reduction, REDUCTIONS)
     if rows is not None:
         index_vector("rows", rows, size=anchor.size(0), device=anchor.device)
@@ -59,7 +57,7 @@ def cross_view_info_nce(
     float_matrix("item_b", item_b, rows=item_a.size(0), cols=user_a.size(1))
     tables = (user_a, item_a, user_b, item_b)
     same_device_and_dtype(("user_a", "item_a", "user_b", "item_b"), tables)
-    positive_number("temperature", temperature)
+    _checks.temperature("temperature", temperature)
     one_of("reduction", reduction, REDUCTIONS)
     if (users is None) != (items is None):
         raise ValueError("users, items: want both or neither")
@@ -90,7 +88,7 @@ def _distinct_pairs(users: Tensor, items: Tensor) -> _Pairs:
     rows, row_of = torch.unique(users, return_inverse=True)
     cols, col_of, count = torch.unique(items, return_inverse=True, return_counts=True)
     order = torch.argsort(row_of, stable=True)
-    indptr = torch.zeros(rows.size(0) + 1, dtype=torch.int64)
+    indptr = _native.zeros(rows.size(0) + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(row_of, minlength=rows.size(0)), 0, out=indptr[1:])
     return _Pairs(rows, cols, count.float(), indptr, col_of[order], order)
 
@@ -108,14 +106,14 @@ def _launch(
 ) -> tuple[Tensor, list[Tensor]]:
     """One direction: losses [B] and the gradients (float32) of coefficient . losses by the two tables."""
     anchor, positive = _native.storable(anchor), _native.storable(positive)
-    cols = rows = None if rows is None else rows.contiguous()
+    cols = rows = _native.index("rows", rows, anchor.size(0))
     if pairs is not None:
         rows, cols = pairs.rows, pairs.cols
         coefficient = None if coefficient is None else coefficient[pairs.order]
     num_rows, num_cols = (t.size(0) if i is None else i.size(0) for t, i in ((anchor, rows), (positive, cols)))
     batch = num_rows if pairs is None else pairs.order.size(0)
-    loss = torch.empty(batch)
-    grads = [] if coefficient is None else [torch.zeros(anchor.shape), torch.zeros(positive.shape)]
+    loss = _native.empty(batch)
+    grads = [] if coefficient is None else [_native.zeros(*anchor.shape), _native.zeros(*positive.shape)]
     _native.extension().info_nce(
         _native.matrix(anchor), _native.matrix(positive), _native.address(rows), _native.address(cols), num_rows,
         num_cols, *(map(_native.address, (pairs.col_count, pairs.indptr, pairs.pair_cols)) if pairs else (0, 0, 0)),
@@ -146,7 +144,7 @@ def info_nce_cpu(
         back, back_grads = _launch(positive, anchor, **options)
         loss = (loss + back) / 2
         grads = [g + h for g, h in zip(grads, reversed(back_grads), strict=True)]
-    return loss, [g.to(anchor.dtype) for g in grads]
+    return loss, grads
 
 
 def cross_view_info_nce_cpu(
@@ -160,12 +158,16 @@ def cross_view_info_nce_cpu(
     *,
     coefficient: Tensor | None = None,
 ):
-    pairs = None if users is None else _distinct_pairs(users, items)
+    pairs = None
+    if users is not None:
+        pairs = _distinct_pairs(
+            _native.index("users", users, user_a.size(0)), _native.index("items", items, item_a.size(0))
+        )
     coefficient = None if coefficient is None else coefficient / 2
     a, grads_ab = _launch(user_a, item_b, pairs=pairs, temperature=temperature, coefficient=coefficient)
     b, grads_ba = _launch(user_b, item_a, pairs=pairs, temperature=temperature, coefficient=coefficient)
     grads = [] if coefficient is None else [grads_ab[0], grads_ba[1], grads_ba[0], grads_ab[1]]
-    return (a + b) / 2, [g.to(user_a.dtype) for g in grads]
+    return (a + b) / 2, grads
 
 
 INFO_NCE = RowLoss("info_nce", info_nce_cpu, 2)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from prorec_fast import _native
@@ -12,7 +11,7 @@ def pair_scores(user: Tensor, item: Tensor, indptr: Tensor, indices: Tensor) -> 
     if not _native.runs_on_cpu_kernel(user, item):
         return pair_scores_reference(user, item, indptr, indices)
     user_rows, item_rows = _native.storable(user), _native.storable(item)
-    scores = torch.empty(indices.numel())
+    scores = _native.empty(indices.numel())
     _native.extension().pair_scores(
         _native.matrix(user_rows),
         _native.matrix(item_rows),

@@ -137,7 +137,7 @@ def propagate_cpu(
         )
 
     if layers_out:
-        outputs = [torch.empty(n, num_blocks * dim) for n in rows]
+        outputs = [_native.empty(n, num_blocks * dim) for n in rows]
         slices = [[out[:, l * dim : (l + 1) * dim] for out in outputs] for l in range(num_blocks)]
         for out, x in zip(slices[0], inputs, strict=True):
             out.copy_(x)
@@ -146,13 +146,13 @@ def propagate_cpu(
             _add_noise(slices[l], (None, None), 0.0, noise, key, l)
     elif noise > 0:
         outputs = [coefficients[0] * x.float() for x in inputs]
-        x, spare = inputs, [[torch.empty(n, dim) for n in rows] for _ in range(2)]
+        x, spare = inputs, [[_native.empty(n, dim) for n in rows] for _ in range(2)]
         for l in range(1, num_blocks):
             layers(x, (0.0, 1.0), spare[l % 2])
             x = spare[l % 2]
             _add_noise(x, outputs, coefficients[l], noise, key, l)
     else:
-        outputs = [torch.empty(n, dim) if need else None for n, need in zip(rows, needs, strict=True)]
+        outputs = [_native.empty(n, dim) if need else None for n, need in zip(rows, needs, strict=True)]
         layers(inputs, coefficients, outputs)
     return tuple(None if out is None else out.to(given.dtype) for out in outputs)
 

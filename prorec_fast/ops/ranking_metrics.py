@@ -27,14 +27,9 @@ def ranking_metrics(
     num_items = num_items if columns is None else columns
     if num_items is None:
         raise ValueError("num_items: want the number of items where truth is (indptr, indices), got None")
-    compiling = torch.compiler.is_compiling()
-    if items.device.type == "cpu" and not compiling and items.numel():
-        low, high = (int(x) for x in torch.aminmax(items))
-        if low < -1 or high >= num_items:
-            raise IndexError(f"items: want entries in [-1, {num_items}), got entries in [{low}, {high}]")
     if items.device.type != "cpu":
         table = ranking_metrics_reference(items, (indptr, indices), num_items, ks)
-    elif compiling:
+    elif torch.compiler.is_compiling():
         table = torch.ops.prorec_fast.ranking_metrics(items, indptr, indices, num_items, ks)
     else:
         table = ranking_metrics_cpu(items, indptr, indices, num_items, ks)
@@ -43,10 +38,10 @@ def ranking_metrics(
 
 
 def ranking_metrics_cpu(items: Tensor, indptr: Tensor, indices: Tensor, num_items: int, ks: Sequence[int]) -> Tensor:
-    items = items.contiguous()
+    items = _native.index("items", items, num_items, low=-1)
     ascending = sorted(set(ks))  # what the kernel wants
-    cut_offs = torch.tensor(ascending, dtype=torch.int64)
-    table = torch.empty(len(ascending), len(METRICS), dtype=torch.float64)
+    cut_offs = torch.tensor(ascending, dtype=torch.int64, device="cpu")
+    table = _native.empty(len(ascending), len(METRICS), dtype=torch.float64)
     _native.extension().ranking_metrics(
         items.data_ptr(),
         *items.shape,

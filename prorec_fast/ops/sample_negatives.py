@@ -37,9 +37,9 @@ def sample_negatives_cpu(
     indptr: Tensor, indices: Tensor, num_items: int, users: Tensor, num: int, seed: Tensor, cumulative: Tensor | None
 ) -> Tensor:
     """int64 [B, num]. `cumulative` [num_items] are running sums of the items' integer weights; None is all ones."""
-    negatives = torch.empty(users.numel(), num, dtype=torch.int64)
-    failed = torch.zeros((), dtype=torch.int64)
-    users = users.contiguous()
+    negatives = _native.empty(users.numel(), num, dtype=torch.int64)
+    failed = _native.zeros(dtype=torch.int64)
+    users = _native.index("users", users, indptr.numel() - 1)
     _native.extension().sample_negatives(
         _native.csr(indptr, indices, None, num_items),
         users.data_ptr(),

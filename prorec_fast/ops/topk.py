@@ -35,9 +35,9 @@ def topk_cpu(
     user: Tensor, item: Tensor, k: int, indptr: Tensor | None, indices: Tensor | None, users: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     batch = user.size(0) if users is None else users.numel()
-    scores = torch.empty(batch, k)
-    items = torch.empty(batch, k, dtype=torch.int64)
-    users = None if users is None else users.contiguous()
+    scores = _native.empty(batch, k)
+    items = _native.empty(batch, k, dtype=torch.int64)
+    users = _native.index("users", users, user.size(0))
     user_rows, item_rows = _native.storable(user), _native.storable(item)
     _native.extension().topk(
         _native.matrix(user_rows),

@@ -35,7 +35,7 @@ def seed_key(seed: Tensor) -> tuple[Tensor, Tensor]:
 def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     """A 0-d int64 tensor on `device` of a seed in [0, 2^63); None draws one from torch's default generator."""
     if seed is None:
-        return torch.randint(2**63 - 1, ()).to(device)
+        return torch.randint(2**63 - 1, (), device="cpu").to(device)
     if isinstance(seed, Tensor):
         return seed
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:

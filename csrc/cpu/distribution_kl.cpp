@@ -275,9 +275,9 @@ void distribution_kl(const DistributionKlArgs& a) {
   take_sweep(s, workspace, 2, own_grad_y ? nullptr : a.grad_item);
   float* teacher_x = workspace.take<float>(s.padded_rows * Tp);
   float* teacher_panels = workspace.take<float>(padded_cols * T);
-  float* row_values[6];
-  for (float*& values : row_values) values = workspace.take<float>(s.padded_rows);
-  auto [init, teacher_init, coef, alpha, beta, inv_norm] = row_values;
+  const auto per_row = [&] { return workspace.take<float>(s.padded_rows); };
+  float *init = per_row(), *teacher_init = per_row(), *coef = per_row();
+  float *alpha = per_row(), *beta = per_row(), *inv_norm = per_row();
   float* offsets = workspace.take<float>(4 * s.padded_rows);
   float* item_inv_norm = workspace.take<float>(padded_cols);
   Parts* parts = workspace.take<Parts>(s.chunks * s.block);

@@ -141,9 +141,8 @@ void info_nce(const InfoNceArgs& a) {
                       W::bytes_for<RunningSum>(s.chunks * s.block) +
                       W::bytes_for<float>(s.threads * s.padded_depth));
   take_sweep(s, workspace, 1, nullptr);
-  float* row_values[5];
-  for (float*& values : row_values) values = workspace.take<float>(s.padded_rows);
-  auto [init, coef, max, log2_sum, inv_norm] = row_values;
+  const auto per_row = [&] { return workspace.take<float>(s.padded_rows); };
+  float *init = per_row(), *coef = per_row(), *max = per_row(), *log2_sum = per_row(), *inv_norm = per_row();
   float* factors = workspace.take<float>(padded_cols);
   float* col_inv_norm = workspace.take<float>(padded_cols);
   float* pair_coef = workspace.take<float>(pairs);

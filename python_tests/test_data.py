@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import HERE
 
-from prorec_fast.data import DataError, load
+from prorec_fast.data import DataError, load, synthetic
 from prorec_fast.data.synthetic import SyntheticConfig, make_synthetic
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -211,6 +211,17 @@ def test_data_synthetic_profiles_tell_something_but_not_all():
     other = (profiles["users"][users] * profiles["items"][rng.integers(0, len(profiles["items"]), users.size)]).sum(1)
     wins = float((liked > other).mean())
     assert 0.6 < wins < 0.95
+
+
+def test_data_synthetic_cached_with_other_settings_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRORECFAST_CACHE", str(tmp_path))
+    fingerprint = load().fingerprint
+    monkeypatch.setattr(synthetic.SyntheticConfig.__init__, "__defaults__", (300, *_defaults()[1:]))
+    assert load().fingerprint != fingerprint and len(list(tmp_path.glob("synthetic-v*"))) == 2
+
+
+def _defaults() -> tuple:
+    return synthetic.SyntheticConfig.__init__.__defaults__
 
 
 def test_data_synthetic_in_an_unwritable_place(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -15,8 +16,7 @@ from .dataset import Dataset
 from .errors import DataError
 
 SYNTHETIC = "synthetic"
-# part of the cached folder's name: a change of the generator or of its defaults needs a new number
-_SYNTHETIC_VERSION = 1
+_SYNTHETIC_VERSION = 1  # a change of the generator needs a new number; a change of its settings is seen
 
 
 def cache_dir() -> Path:
@@ -48,8 +48,16 @@ def _write_synthetic(folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _synthetic_folder() -> Path:
+    """A folder for this generator with these settings: a set that another version cached is not taken for this one."""
+    from .synthetic import SyntheticConfig
+
+    settings = hashlib.sha256(repr(SyntheticConfig()).encode()).hexdigest()[:8]
+    return cache_dir() / f"{SYNTHETIC}-v{_SYNTHETIC_VERSION}-{settings}"
+
+
 def _load_synthetic() -> Dataset:
-    folder = cache_dir() / f"{SYNTHETIC}-v{_SYNTHETIC_VERSION}"
+    folder = _synthetic_folder()
     try:
         if not folder.exists():
             _write_synthetic(folder)

@@ -4,7 +4,6 @@
 
 #include "common/dispatch.h"
 #include "common/parallel.h"
-#include "common/workspace.h"
 
 namespace py = pybind11;
 using namespace prorec;
@@ -136,7 +135,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of prorec_fast. Private: call prorec_fast's functions instead.";
   m.def("isa", [] { return cpu_kernels().isa; });
   m.def("parallel_backend", &parallel_backend);
-  m.def("release_workspaces", &release_workspaces);
   m.def("bpr", &bpr);
   m.def("distribution_stats", &distribution_stats);
   m.def("distribution_kl", &distribution_kl);

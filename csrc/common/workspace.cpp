@@ -62,11 +62,4 @@ Workspace::~Workspace() {
   std::free(base_);
 }
 
-void release_workspaces() {
-  std::lock_guard<std::mutex> lock(mutex);
-  for (const auto& block : kept) std::free(block.first);
-  kept.clear();
-  kept_bytes = 0;
-}
-
 }  // namespace prorec

@@ -32,7 +32,4 @@ class Workspace {
   size_t used_ = 0;
 };
 
-// Gives every kept block back to the system.
-void release_workspaces();
-
 }  // namespace prorec

@@ -1,5 +1,5 @@
 """Times every operation's providers interleaved in one process, with glibc's allocator as it comes and tuned, and
-writes benchmarks/results/<machine>.json.
+writes benchmarks/results/<machine>.json, where other cases of the same machine and commit stay.
 
     python benchmarks/compare.py [--rounds N] [--only NAME ...] [--out FILE]
 
@@ -95,7 +95,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments.rounds)))
         return
-    results: dict[str, dict] = {}
+    earlier = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    results: dict[str, dict] = earlier.get("results", {}) if earlier.get("machine") == machine() else {}
     for name in arguments.only:
         for allocator, environment in (("default", {}), ("tuned", TUNED)):
             command = [sys.executable, __file__, "--one", name, "--rounds", str(arguments.rounds)]

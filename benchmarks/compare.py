@@ -20,6 +20,9 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import torch
+from sizes import assert_agree
+
 TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
@@ -47,8 +50,8 @@ def measure(name: str, rounds: int) -> dict[str, list[float]]:
     module, function, arguments = CASES[name]
     providers: dict[str, Callable] = getattr(import_module(module), function)(**arguments)
     times: dict[str, list[float]] = {provider: [] for provider in providers}
-    for run in providers.values():
-        run()
+    if isinstance(next(iter(providers.values()))()[0], torch.Tensor):  # an epoch's batches are random
+        assert_agree(providers)
     for _ in range(rounds):
         for provider, run in providers.items():
             run()  # the caches as this provider leaves them
@@ -64,8 +67,6 @@ def summary(times: list[float]) -> dict[str, float]:
 
 
 def machine() -> dict[str, object]:
-    import torch
-
     import prorec_fast
     from prorec_fast import _native
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from prorec_fast.reference.reduce import reduce
+
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -30,7 +32,7 @@ class RowLoss(NamedTuple):
         if reduction == "none" or (weight is not None and weight.requires_grad):
             rows = self.rows(*arguments)
             weighted = rows if weight is None else weight.to(rows.dtype) * rows
-            return reduce_rows(weighted, reduction)
+            return reduce(weighted, reduction)
         batch = self.batch(*arguments)
         coefficient = arguments[0].new_ones(batch, dtype=torch.float32) if weight is None else weight.float()
         if reduction == "mean":
@@ -119,10 +121,3 @@ def refuse_second_derivative(name: str, grad: Tensor | None) -> Tensor | None:
     if grad is None or not torch.is_grad_enabled():  # grad mode is on in a backward pass with create_graph=True only
         return grad
     return _RefuseSecondDerivative.apply(name, grad.detach().requires_grad_())
-
-
-def reduce_rows(rows: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return rows
-    total = rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32))
-    return (total / max(rows.size(0), 1) if reduction == "mean" else total).to(rows.dtype)

@@ -1,38 +1,15 @@
 // The only file that knows Python: addresses and sizes in, plain calls out. The GIL is released in every kernel.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+#include "binding_types.h"
 #include "common/dispatch.h"
 #include "common/parallel.h"
 
-namespace py = pybind11;
 using namespace prorec;
 
+#ifdef PRF_CUDA
+void bind_cuda(py::module_& m);
+#endif
+
 namespace {
-
-using Address = uintptr_t;  // 0 stands for null
-
-template <class T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// (address, rows, cols, row stride, dtype), as prorec_fast._native.matrix makes it.
-MatrixView matrix(const py::tuple& t) {
-  return {pointer<void>(t[0].cast<Address>()), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
-          static_cast<DType>(t[4].cast<int>())};
-}
-
-// None stands for no matrix.
-MatrixView optional_matrix(const py::object& t) {
-  return t.is_none() ? MatrixView{nullptr, 0, 0, 0, DType::kFloat32} : matrix(t.cast<py::tuple>());
-}
-
-// (indptr, indices, values or 0, rows, cols), as prorec_fast._native.csr makes it.
-CsrView csr(const py::tuple& t) {
-  return {pointer<const int64_t>(t[0].cast<Address>()), pointer<const int32_t>(t[1].cast<Address>()),
-          pointer<const float>(t[2].cast<Address>()), t[3].cast<int64_t>(), t[4].cast<int64_t>()};
-}
 
 template <class Args>
 void run(void (*kernel)(const Args&), const Args& args) {
@@ -146,4 +123,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("ranking_metrics", &ranking_metrics);
   m.def("candidate_items", &candidate_items);
   m.def("pair_scores", &pair_scores);
+#ifdef PRF_CUDA
+  py::module_ cuda = m.def_submodule("cuda");
+  cuda.attr("architectures") = PRF_CUDA_ARCHITECTURES;
+  bind_cuda(cuda);
+#endif
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from prorec_fast._checks import index_range
 
-_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KERNEL_DTYPES = tuple(_DTYPE_CODES)
 
 
 @cache
@@ -23,15 +26,69 @@ def extension() -> ModuleType:
     return _C
 
 
-def runs_on_cpu_kernel(*tensors: Tensor) -> bool:
-    """Whether the compiled CPU kernels take these floating tensors; what they do not take, the reference computes."""
-    return all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in tensors)
+def on_cuda(t: Tensor) -> bool:
+    """Whether the device path serves `t`."""
+    return t.is_cuda
+
+
+def cuda_extension() -> ModuleType:
+    """The CUDA launchers; raises ImportError where the extension was built without them."""
+    module = extension()
+    if not hasattr(module, "cuda"):
+        raise ImportError("prorec_fast was built without its CUDA kernels; install it again with -Ccmake.define.PRF_CUDA=ON")
+    return module.cuda
+
+
+@cache
+def device_problem(language: str, device: int) -> str | None:
+    """Why kernels in `language` ("triton" or "cuda") cannot serve CUDA device number `device`; None when they can."""
+    if language == "triton":
+        return None if find_spec("triton") else "Triton is not installed"
+    try:
+        return cuda_extension().problem(device) or None
+    except ImportError as error:
+        return str(error)
+
+
+def runs_on_kernel(language: str, *tensors: Tensor) -> bool:
+    """Whether a compiled kernel takes these floating tensors: on the CPU, or on a CUDA device one in `language`. What no
+    kernel takes, the reference computes; where that is for lack of a build or a driver, one warning says so."""
+    if any(t.dtype not in _DTYPE_CODES for t in tensors):
+        return False
+    return device_has_kernel(language, *tensors)
+
+
+def device_has_kernel(language: str, *tensors: Tensor) -> bool:
+    """`runs_on_kernel` for tensors of any dtype."""
+    if all(map(on_cuda, tensors)):
+        return _usable(language, tensors[0].device.index or 0)
+    return all(t.device.type == "cpu" for t in tensors)
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _usable(language: str, device: int) -> bool:
+    problem = device_problem(language, device)
+    if problem is not None:
+        name = {"cuda": "CUDA C++", "triton": "Triton"}[language]
+        warnings.warn(
+            f"prorec_fast: no {name} kernels, plain PyTorch serves instead ({problem}); see `prorec-fast info`",
+            stacklevel=6,
+        )
+    return problem is None
+
+
+def cuda_call(t: Tensor, name: str, *arguments) -> None:
+    """Launches a CUDA kernel on the current stream of the device of `t`."""
+    launcher = getattr(cuda_extension(), name)
+    with torch.cuda.device(t.device):
+        launcher(*arguments, torch.cuda.current_stream().cuda_stream)
 
 
 def storable(t: Tensor) -> Tensor:
-    """`t` in a form the kernels read: unit column stride, float32 or bfloat16."""
+    """`t` in a form the kernels read: unit column stride; on the CPU, float32 or bfloat16."""
     t = t.detach()
-    if t.dtype not in _DTYPE_CODES:
+    if t.dtype not in _DTYPE_CODES or (t.dtype == torch.float16 and not on_cuda(t)):
         t = t.float()
     if t.stride(-1) != 1 or t.stride(0) < t.size(1):
         t = t.contiguous()

@@ -5,7 +5,8 @@
 
 namespace prorec {
 
-enum class DType : int { kFloat32 = 0, kBFloat16 = 1 };
+// The CPU kernels read float32 and bfloat16 (float16 reaches them as a float32 copy), the CUDA kernels all three.
+enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 // Row-major with unit column stride; rows are `stride` elements apart.
 struct MatrixView {

@@ -14,7 +14,7 @@ def bpr(user: Tensor, positive: Tensor, negative: Tensor, *, reduction: str = "m
     float_matrix("negative", negative, rows=user.size(0), cols=user.size(1))
     same_device_and_dtype(("user", "positive", "negative"), (user, positive, negative))
     one_of("reduction", reduction, REDUCTIONS)
-    if not _native.runs_on_cpu_kernel(user, positive, negative):
+    if not _native.runs_on_kernel("triton", user, positive, negative):
         return reference(user, positive, negative, reduction=reduction)
     return BPR(user, positive, negative, reduction=reduction)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from prorec_fast import _checks, _native
-from prorec_fast._checks import float_matrix, index_vector, one_of, same_device_and_dtype
+from prorec_fast._checks import float_matrix, index_vector, one_of, row_count, same_device_and_dtype
 from prorec_fast.ops.common import REDUCTIONS, RowLoss
 from prorec_fast.reference import distribution_kl as reference
 
@@ -44,7 +44,7 @@ class TeacherDistribution:
 
 def teacher_stats(user: Tensor, item: Tensor, temperature: float, normalize: bool) -> tuple[Tensor, Tensor]:
     """lse_j(t_uj) and H(p_u), each [M], float32 (float64 for float64 tables)."""
-    if _native.runs_on_cpu_kernel(user, item):
+    if _native.runs_on_kernel("triton", user, item):
         user, item = _native.storable(user), _native.storable(item)
         lse, entropy = _native.zeros(2, user.size(0))
         _native.extension().distribution_stats(
@@ -69,6 +69,7 @@ def distribution_kl(
     teacher_item: Tensor | None,
     *,
     users: Tensor | None,
+    count: Tensor | None,
     temperature: float,
     teacher_temperature: float,
     divergence: str,
@@ -99,6 +100,8 @@ def distribution_kl(
     _checks.smoothing("eps", eps)
     users, teacher_rows = _batch_rows(user, teacher_user, users)
     batch = user.size(0) if users is None else users.size(0)
+    if count is not None:
+        row_count("count", count, rows=batch, device=user.device)
     if isinstance(weighting, Tensor):
         if weighting.shape != (batch,) or weighting.device != user.device:
             raise ValueError(f"weighting: want [{batch}] on {user.device}, got {tuple(weighting.shape)} on "
@@ -108,11 +111,11 @@ def distribution_kl(
         if len(weight_range) != 2 or not weight_range[0] <= weight_range[1]:
             raise ValueError(f"weight_range: want (lo, hi) with lo <= hi, got {weight_range!r}")
 
-    if not _native.runs_on_cpu_kernel(user, item, teacher_user, teacher_item):
+    if not _native.runs_on_kernel("triton", user, item, teacher_user, teacher_item):
         return reference.distribution_kl(
             user if users is None else user.index_select(0, users), item,
             teacher_user if teacher_rows is None else teacher_user.index_select(0, teacher_rows), teacher_item,
-            temperature=temperature, teacher_temperature=teacher_temperature, divergence=divergence,
+            count=count, temperature=temperature, teacher_temperature=teacher_temperature, divergence=divergence,
             weighting=weighting, weight_range=weight_range, eps=eps, normalize=normalize, reduction=reduction,
         )  # fmt: skip
 
@@ -131,8 +134,9 @@ def distribution_kl(
     else:
         weight = None
     return DISTRIBUTION_KL(
-        user, item, users, teacher_user, teacher_item, teacher_rows, lse, entropy, float(temperature),
+        user, item, users, count, teacher_user, teacher_item, teacher_rows, lse, entropy, float(temperature),
         float(teacher_temperature), divergence, float(eps), bool(normalize), reduction=reduction, weight=weight,
+        count=count,
     )  # fmt: skip
 
 
@@ -177,6 +181,7 @@ def distribution_kl_cpu(
     user: Tensor,
     item: Tensor,
     users: Tensor | None,
+    count: Tensor | None,
     teacher_user: Tensor,
     teacher_item: Tensor,
     teacher_rows: Tensor | None,
@@ -194,7 +199,10 @@ def distribution_kl_cpu(
     tables = [_native.storable(t) for t in (user, item, teacher_user, teacher_item)]
     users = _native.index("users", users, user.size(0))
     teacher_rows = _native.index("users", teacher_rows, teacher_user.size(0))
-    loss = _native.empty(batch)
+    loss = _native.empty(batch) if count is None else _native.zeros(batch)
+    if count is not None:
+        _checks.index_range("count", count, batch + 1)
+        batch = int(count)
     grad_user = grad_item = None
     if coefficient is not None:
         grad_user = _native.zeros(*user.shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prorec_fast import _checks, _native
-from prorec_fast._checks import float_matrix, index_vector, one_of, same_device_and_dtype
+from prorec_fast._checks import float_matrix, index_vector, one_of, row_count, same_device_and_dtype
 from prorec_fast.ops.common import REDUCTIONS, RowLoss
 from prorec_fast.reference import info_nce as reference
 
@@ -16,6 +16,7 @@ def info_nce(
     positive: Tensor,
     *,
     rows: Tensor | None,
+    count: Tensor | None,
     temperature: float,
     normalize: bool,
     symmetric: bool,
@@ -30,14 +31,18 @@ def info_nce(
     one_of("reduction", reduction, REDUCTIONS)
     if rows is not None:
         index_vector("rows", rows, size=anchor.size(0), device=anchor.device)
-    if not _native.runs_on_cpu_kernel(anchor, positive):
+    if count is not None:
+        batch = anchor.size(0) if rows is None else rows.size(0)
+        row_count("count", count, rows=batch, device=anchor.device)
+    if not _native.runs_on_kernel("triton", anchor, positive):
         return reference.info_nce(
-            anchor, positive, rows=rows, temperature=temperature, normalize=normalize, symmetric=symmetric, eps=eps,
-            reduction=reduction,
+            anchor, positive, rows=rows, count=count, temperature=temperature, normalize=normalize,
+            symmetric=symmetric, eps=eps, reduction=reduction,
         )  # fmt: skip
     return INFO_NCE(
-        anchor, positive, rows, float(temperature), bool(normalize), bool(symmetric), float(eps), reduction=reduction
-    )
+        anchor, positive, rows, count, float(temperature), bool(normalize), bool(symmetric), float(eps),
+        reduction=reduction, count=count,
+    )  # fmt: skip
 
 
 def cross_view_info_nce(
@@ -66,7 +71,7 @@ def cross_view_info_nce(
         index_vector("items", items, size=item_a.size(0), device=item_a.device)
         if users.size(0) != items.size(0):
             raise ValueError(f"items: want one for each of users [{users.size(0)}], got [{items.size(0)}]")
-    if not _native.runs_on_cpu_kernel(*tables):
+    if not _native.runs_on_kernel("triton", *tables):
         return reference.cross_view_info_nce(
             *tables, users=users, items=items, temperature=temperature, reduction=reduction
         )
@@ -98,6 +103,7 @@ def _launch(
     positive: Tensor,
     *,
     rows: Tensor | None = None,
+    count: Tensor | None = None,
     pairs: _Pairs | None = None,
     temperature: float,
     normalize: bool = True,
@@ -112,7 +118,10 @@ def _launch(
         coefficient = None if coefficient is None else coefficient[pairs.order]
     num_rows, num_cols = (t.size(0) if i is None else i.size(0) for t, i in ((anchor, rows), (positive, cols)))
     batch = num_rows if pairs is None else pairs.order.size(0)
-    loss = _native.empty(batch)
+    loss = _native.empty(batch) if count is None else _native.zeros(batch)
+    if count is not None:
+        _checks.index_range("count", count, batch + 1)
+        num_rows = num_cols = int(count)
     grads = [] if coefficient is None else [_native.zeros(*anchor.shape), _native.zeros(*positive.shape)]
     _native.extension().info_nce(
         _native.matrix(anchor), _native.matrix(positive), _native.address(rows), _native.address(cols), num_rows,
@@ -129,6 +138,7 @@ def info_nce_cpu(
     anchor: Tensor,
     positive: Tensor,
     rows: Tensor | None,
+    count: Tensor | None,
     temperature: float,
     normalize: bool,
     symmetric: bool,
@@ -136,7 +146,9 @@ def info_nce_cpu(
     *,
     coefficient: Tensor | None = None,
 ):
-    options = dict(rows=rows, temperature=temperature, normalize=normalize, eps=eps, coefficient=coefficient)
+    options = dict(
+        rows=rows, count=count, temperature=temperature, normalize=normalize, eps=eps, coefficient=coefficient
+    )
     if symmetric and coefficient is not None:
         options["coefficient"] = coefficient / 2
     loss, grads = _launch(anchor, positive, **options)

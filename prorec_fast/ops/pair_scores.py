@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from prorec_fast import _native
@@ -8,15 +9,18 @@ from prorec_fast.reference.pair_scores import pair_scores as pair_scores_referen
 
 def pair_scores(user: Tensor, item: Tensor, indptr: Tensor, indices: Tensor) -> Tensor:
     """<user_r, item_j> for the entries (r, j) of CSR rows, in the dtype of `user` and `item`; checked by the caller."""
-    if not _native.runs_on_cpu_kernel(user, item):
+    if not _native.runs_on_kernel("cuda", user, item):
         return pair_scores_reference(user, item, indptr, indices)
     user_rows, item_rows = _native.storable(user), _native.storable(item)
-    scores = _native.empty(indices.numel())
-    _native.extension().pair_scores(
+    scores = user.new_empty(indices.numel(), dtype=torch.float32)
+    arguments = (
         _native.matrix(user_rows),
         _native.matrix(item_rows),
         _native.csr(indptr, indices, None, item.size(0)),
         scores.data_ptr(),
-        _native.threads(),
     )
+    if _native.on_cuda(user):
+        _native.cuda_call(user, "pair_scores", *arguments)
+    else:
+        _native.extension().pair_scores(*arguments, _native.threads())
     return scores.to(user.dtype)

@@ -34,7 +34,7 @@ def propagate(
 ) -> tuple[Tensor, Tensor]:
     _check(graph, user, item, num_layers, combine, noise, keep_prob)
     drawn = seed_tensor(seed, user.device) if noise > 0 or keep_prob < 1 else None
-    if not _native.runs_on_cpu_kernel(user, item) or num_layers == 0:
+    if not _native.runs_on_kernel("cuda", user, item) or num_layers == 0:
         return propagate_reference(
             graph,
             user,

@@ -23,7 +23,7 @@ def topk(
     rows = None
     if exclude is not None:
         rows = csr_rows("exclude", exclude, device=user.device, rows=user.size(0), cols=item.size(0))[:2]
-    if not _native.runs_on_cpu_kernel(user, item) or item.size(0) >= 2**31:
+    if not _native.runs_on_kernel("cuda", user, item) or item.size(0) >= 2**31:
         return topk_reference(user, item, k, exclude=rows, users=users)
     indptr, indices = rows or (None, None)
     if torch.compiler.is_compiling():

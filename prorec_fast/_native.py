@@ -35,7 +35,7 @@ def cuda_extension() -> ModuleType:
     """The CUDA launchers; raises ImportError where the extension was built without them."""
     module = extension()
     if not hasattr(module, "cuda"):
-        raise ImportError("prorec_fast was built without its CUDA kernels; install it again with -Ccmake.define.PRF_CUDA=ON")
+        raise ImportError("built without CUDA kernels; install again with nvcc at hand and -Ccmake.define.PRF_CUDA=ON")
     return module.cuda
 
 
@@ -51,8 +51,8 @@ def device_problem(language: str, device: int) -> str | None:
 
 
 def runs_on_kernel(language: str, *tensors: Tensor) -> bool:
-    """Whether a compiled kernel takes these floating tensors: on the CPU, or on a CUDA device one in `language`. What no
-    kernel takes, the reference computes; where that is for lack of a build or a driver, one warning says so."""
+    """Whether a compiled kernel takes these floating tensors: on the CPU, or on a CUDA device one in `language`. What
+    no kernel takes, the reference computes; where that is for lack of a build or a driver, one warning says so."""
     if any(t.dtype not in _DTYPE_CODES for t in tensors):
         return False
     return device_has_kernel(language, *tensors)

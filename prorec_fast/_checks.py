@@ -59,6 +59,15 @@ def index_range(name: str, value: Tensor, size: int, low: int = 0) -> None:
             raise IndexError(f"{name}: want entries in [{low}, {size}), got entries in [{least}, {most}]")
 
 
+def row_count(name: str, value: Tensor, *, rows: int, device: torch.device) -> None:
+    """Requires a 0-d int64 tensor on `device` in [0, rows]; its value is checked where those of an index are."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != 0:
+        raise TypeError(f"{name}: want a 0-d int64 tensor, got {describe(value)}")
+    if value.device != device:
+        raise ValueError(f"{name}: want a tensor on {device}, got {describe(value)}")
+    index_range(name, value, rows + 1)
+
+
 def positive_number(name: str, value: float) -> None:
     """Requires a finite number above zero."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):

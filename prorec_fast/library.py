@@ -77,13 +77,14 @@ def _register_loss(op: RowLoss, arguments: str) -> None:
 _register_loss(BPR, "Tensor user, Tensor positive, Tensor negative")
 _register_loss(
     DISTRIBUTION_KL,
-    "Tensor user, Tensor item, Tensor? users, Tensor teacher_user, Tensor teacher_item, Tensor? teacher_rows, "
-    "Tensor teacher_lse, Tensor teacher_entropy, float temperature, float teacher_temperature, str divergence, "
-    "float eps, bool normalize",
+    "Tensor user, Tensor item, Tensor? users, Tensor? count, Tensor teacher_user, Tensor teacher_item, "
+    "Tensor? teacher_rows, Tensor teacher_lse, Tensor teacher_entropy, float temperature, float teacher_temperature, "
+    "str divergence, float eps, bool normalize",
 )
 _register_loss(
     INFO_NCE,
-    "Tensor anchor, Tensor positive, Tensor? rows, float temperature, bool normalize, bool symmetric, float eps",
+    "Tensor anchor, Tensor positive, Tensor? rows, Tensor? count, float temperature, bool normalize, bool symmetric, "
+    "float eps",
 )
 _register_loss(
     CROSS_VIEW_INFO_NCE,

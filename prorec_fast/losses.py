@@ -24,6 +24,7 @@ def distribution_kl(
     teacher_item: Tensor | None,
     *,
     users: Tensor | None = None,
+    count: Tensor | None = None,
     temperature: float = 0.2,
     teacher_temperature: float = 0.2,
     divergence: str = "cross_entropy",
@@ -47,6 +48,9 @@ def distribution_kl(
         teacher_item: [N, t]. With `teacher` its own table, or None.
         users: int64 [B], rows of the user tables; a row may come more than once. Where only one of `user` and the
             teacher's users is a whole table, the other holds the batch's rows, and `users` indexes the whole one.
+        count: 0-d int64 in [0, B]: only the first `count` rows of the batch are part of the loss. "mean" divides by
+            it, "none" gives 0 for the others, whose entries of `users` are not used beyond being in range. Shapes stay
+            the same, so that a CUDA graph can hold batches of any number of distinct users.
         temperature, teacher_temperature: above 0. With `teacher`, its own temperature counts.
         divergence: "cross_entropy" -sum_j p log q; "kl" KL(p||q); "reverse_kl" KL(q||p); "js" Jensen-Shannon.
         weighting: "entropy" w_u = clamp(1 - H(p_u) / log N, *weight_range), "none", or a tensor [B].
@@ -61,8 +65,8 @@ def distribution_kl(
             names it.
     """
     return _distribution_kl.distribution_kl(
-        user, item, teacher_user, teacher_item, users=users, temperature=temperature,
-        teacher_temperature=teacher_temperature, divergence=divergence, weighting=weighting,
+        user, item, teacher_user, teacher_item, users=users, count=count,
+        temperature=temperature, teacher_temperature=teacher_temperature, divergence=divergence, weighting=weighting,
         weight_range=weight_range, eps=eps, normalize=normalize, teacher=teacher, reduction=reduction,
     )  # fmt: skip
 
@@ -72,6 +76,7 @@ def info_nce(
     positive: Tensor,
     *,
     rows: Tensor | None = None,
+    count: Tensor | None = None,
     temperature: float = 0.2,
     normalize: bool = True,
     symmetric: bool = False,
@@ -85,6 +90,8 @@ def info_nce(
     Args:
         anchor, positive: [B, d], or tables [M, d] with `rows`; one floating dtype and device.
         rows: int64 [B], the batch as rows of both tables, so that no gathered copy is made.
+        count: 0-d int64 in [0, B]: only the first `count` rows of the batch are part of the loss, as anchors and as
+            positives. "mean" divides by it and "none" gives 0 for the others.
         temperature: above 0.
         normalize: cosines; False takes inner products.
         symmetric: the mean of both directions.
@@ -96,8 +103,8 @@ def info_nce(
             names it.
     """
     return _info_nce.info_nce(
-        anchor, positive, rows=rows, temperature=temperature, normalize=normalize, symmetric=symmetric, eps=eps,
-        reduction=reduction,
+        anchor, positive, rows=rows, count=count, temperature=temperature, normalize=normalize, symmetric=symmetric,
+        eps=eps, reduction=reduction,
     )  # fmt: skip
 
 

@@ -94,6 +94,47 @@ def test_distribution_kl_users_and_cached_teacher(divergence, eps, cached):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # the kernel, and the definition
+@pytest.mark.parametrize("weighting", ["entropy", "none", "given", "learned"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_distribution_kl_count_is_the_sliced_call(reduction, weighting, dtype):
+    user, item, teacher_user, teacher_item = tables(80, 150, 24, 20, dtype)
+    users = torch.tensor([3, 79, 3, 0, 41, 3, 12])
+    teacher = losses.TeacherDistribution(teacher_user, teacher_item)
+    generator = torch.Generator().manual_seed(0)
+    own = weighting in ("entropy", "none")
+    for indexed, counts in ((True, (0, 1, 5, 7)), (False, (0, 64, 65, 80))):
+        batch = len(users) if indexed else len(user)
+        weight = torch.rand(batch, dtype=dtype, generator=generator)
+        for count in counts:
+            sliced, whole = (
+                [t.clone().requires_grad_(t is not weight or weighting == "learned") for t in (user, item, weight)]
+                for _ in range(2)
+            )
+            with torch.no_grad():  # what does not count may be anything
+                whole[2][count:] = torch.nan
+                if not indexed:
+                    whole[0][count:] = torch.nan
+
+            def loss(inputs, n, indexed=indexed, **counted):
+                u, i, w = inputs
+                options = dict(weighting=weighting if own else w[:n], reduction=reduction, **counted)
+                if indexed:
+                    return losses.distribution_kl(u, i, None, None, users=users[:n], teacher=teacher, **options)
+                return losses.distribution_kl(u[:n], i, teacher_user[:n], teacher_item, **options)
+
+            want, got = loss(sliced, count), loss(whole, batch, count=torch.tensor(count))
+            if reduction == "none":
+                assert not got[count:].any()
+                got = got[:count]
+            torch.testing.assert_close(got, want)
+            grad_out = torch.randn(want.shape, dtype=dtype, generator=generator)
+            wrt = slice(0, 3 if weighting == "learned" else 2)
+            grads = (torch.autograd.grad(x, t[wrt], grad_out) for x, t in ((got, whole), (want, sliced)))
+            for a, b in zip(*grads, strict=True):
+                torch.testing.assert_close(a, b)
+
+
 def test_distribution_kl_gradient_of_the_weights():
     user, item, teacher_user, teacher_item = tables(20, 50, 16, 16)
     weighting = torch.rand(20)
@@ -194,17 +235,19 @@ def test_distribution_kl_compiles_and_registers():
     users = torch.tensor([1, 5, 5, 19])
     inputs = user.requires_grad_(), item.requires_grad_()
     statistics = teacher.lse, teacher.entropy
-    arguments = (*inputs, users, teacher.user, teacher.item, users, *statistics, 0.2, 0.2, "kl", 0.0, True)
-    torch.library.opcheck(torch.ops.prorec_fast.distribution_kl, (*arguments, torch.rand(4)))
-    torch.library.opcheck(torch.ops.prorec_fast.distribution_kl_rows, arguments)
+    for count in (None, torch.tensor(3)):
+        arguments = (*inputs, users, count, teacher.user, teacher.item, users, *statistics, 0.2, 0.2, "kl", 0.0, True)
+        torch.library.opcheck(torch.ops.prorec_fast.distribution_kl, (*arguments, torch.rand(4)))
+        torch.library.opcheck(torch.ops.prorec_fast.distribution_kl_rows, arguments)
     torch.library.opcheck(torch.ops.prorec_fast.teacher_stats, (teacher_user, teacher_item, 0.2, True))
     for reduction in ("mean", "none"):
-        assert_compiled_equals_eager(
-            lambda u, i, r=reduction: losses.distribution_kl(
-                u, i, None, None, users=users, teacher=teacher, reduction=r
-            ),
-            inputs,
-        )
+        for count in (None, torch.tensor(3)):
+            assert_compiled_equals_eager(
+                lambda u, i, r=reduction, c=count: losses.distribution_kl(
+                    u, i, None, None, users=users, count=c, teacher=teacher, reduction=r
+                ),
+                inputs,
+            )
     assert_compiled_equals_eager(lambda u, i: losses.distribution_kl(u, i, teacher_user, teacher_item), inputs)
 
 
@@ -250,6 +293,8 @@ def test_distribution_kl_memory_at_two_hundred_thousand_items():
         (dict(users=torch.tensor([1.0])), TypeError, "users: want a 1-d int64"),
         (dict(temperature=0.0), ValueError, "temperature: want a finite number above 0"),
         (dict(teacher_temperature=float("nan")), ValueError, "teacher_temperature"),
+        (dict(count=3), TypeError, "count: want a 0-d int64 tensor, got int 3"),
+        (dict(count=torch.tensor(6)), IndexError, r"count: want entries in \[0, 6\)"),
         (dict(divergence="hellinger"), ValueError, "divergence: want one of"),
         (dict(weighting="uniform"), ValueError, "weighting: want one of"),
         (dict(weighting=torch.ones(4)), ValueError, r"weighting: want \[5\]"),

@@ -66,6 +66,41 @@ def test_info_nce_rows_and_self_contrast():
     check_against_reference(lambda e: losses.info_nce(e, e), lambda e: reference.info_nce(e, e), views(1, 90, 16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # the kernel, and the definition
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_info_nce_count_is_the_sliced_call(symmetric, reduction, dtype):
+    rows = torch.tensor([3, 88, 0, 41, 7, 7, 2, 2])
+    for eps in (0.0, 1e-5):
+        options = dict(symmetric=symmetric, reduction=reduction, eps=eps)
+        for count in (0, 1, 5, 8):
+            check_count(rows, count, views(2, 89, 24, dtype), **options)
+        for count in (0, 64, 65, 130):
+            check_count(None, count, views(2, 130, 24, dtype), **options)
+
+
+def check_count(rows, count, tensors, **options):
+    """Values and gradients of the call on the first `count` rows; the others may hold anything."""
+    sliced, whole = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
+    if rows is None:
+        want = losses.info_nce(*(t[:count] for t in sliced), **options)
+        with torch.no_grad():
+            for t in whole:
+                t[count:] = torch.nan
+    else:
+        want = losses.info_nce(*sliced, rows=rows[:count], **options)
+    got = losses.info_nce(*whole, rows=rows, count=torch.tensor(count), **options)
+    if options["reduction"] == "none":
+        assert not got[count:].any()
+        got = got[:count]
+    torch.testing.assert_close(got, want)
+    grad_out = torch.randn(want.shape, dtype=want.dtype, generator=torch.Generator().manual_seed(count))
+    for a, b in zip(
+        torch.autograd.grad(got, whole, grad_out), torch.autograd.grad(want, sliced, grad_out), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("indexed", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
@@ -139,16 +174,18 @@ def test_info_nce_does_not_depend_on_the_number_of_threads():
 def test_info_nce_compiles_and_registers():
     tensors = [t.requires_grad_() for t in views(4, 20, 16)]
     index = torch.tensor([1, 5, 5, 19])
-    arguments = (*tensors[:2], index, 0.2, True, True, 1e-5)
-    torch.library.opcheck(torch.ops.prorec_fast.info_nce, (*arguments, torch.rand(4)))
-    torch.library.opcheck(torch.ops.prorec_fast.info_nce_rows, arguments)
+    for count in (None, torch.tensor(3)):
+        arguments = (*tensors[:2], index, count, 0.2, True, True, 1e-5)
+        torch.library.opcheck(torch.ops.prorec_fast.info_nce, (*arguments, torch.rand(4)))
+        torch.library.opcheck(torch.ops.prorec_fast.info_nce_rows, arguments)
     arguments = (*tensors, index, index.flip(0), 0.2)
     torch.library.opcheck(torch.ops.prorec_fast.cross_view_info_nce, (*arguments, torch.rand(4)))
     torch.library.opcheck(torch.ops.prorec_fast.cross_view_info_nce_rows, arguments)
     for reduction in ("mean", "none"):
-        assert_compiled_equals_eager(
-            lambda a, p, r=reduction: losses.info_nce(a, p, rows=index, reduction=r), tensors[:2]
-        )
+        for count in (None, torch.tensor(3)):
+            assert_compiled_equals_eager(
+                lambda a, p, r=reduction, c=count: losses.info_nce(a, p, rows=index, count=c, reduction=r), tensors[:2]
+            )
     assert_compiled_equals_eager(lambda *t: losses.cross_view_info_nce(*t, users=index, items=index), tensors)
 
 
@@ -159,6 +196,10 @@ def test_info_nce_compiles_and_registers():
         (dict(positive=torch.zeros(6, 8)), ValueError, r"positive: want shape \[5, 8\]"),
         (dict(positive=torch.zeros(5, 8, dtype=torch.bfloat16)), ValueError, "positive: want the device and dtype"),
         (dict(rows=torch.tensor([-1])), IndexError, r"rows: want entries in \[0, 5\)"),
+        (dict(count=3), TypeError, "count: want a 0-d int64 tensor, got int 3"),
+        (dict(count=torch.tensor([3])), TypeError, "count: want a 0-d int64 tensor"),
+        (dict(count=torch.tensor(6)), IndexError, r"count: want entries in \[0, 6\)"),
+        (dict(count=torch.tensor(-1)), IndexError, r"count: want entries in \[0, 6\)"),
         (dict(temperature=-1.0), ValueError, "temperature"),
         (dict(eps=float("inf")), ValueError, "eps"),
         (dict(reduction="max"), ValueError, "reduction"),

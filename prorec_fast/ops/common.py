@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prorec_fast.reference.reduce import reduce
+from prorec_fast.reference.reduce import keep, leading, reduce
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -20,6 +20,8 @@ class RowLoss(NamedTuple):
     the gradients of coefficient . rows by the leading `num_inputs` arguments. They are rounded to the arguments' dtype
     only after the incoming gradient has scaled them, as loss scaling needs. A `light` operation runs again in the
     backward pass, where that costs less than scaling the gradients that one pass had made.
+
+    An operation may take, among its arguments, how many of its rows count: launch gives 0 for the others.
     """
 
     name: str
@@ -27,16 +29,25 @@ class RowLoss(NamedTuple):
     num_inputs: int
     light: bool = False
 
-    def __call__(self, *arguments, reduction: str, weight: Tensor | None = None) -> Tensor:
-        """The mean, the sum or each of weight * rows. The mean of no rows is 0."""
+    def __call__(self, *arguments, reduction: str, weight: Tensor | None = None, count: Tensor | None = None) -> Tensor:
+        """The mean, the sum or each of weight * rows. The mean of no rows is 0; with `count`, which is one of the
+        arguments too, it is that of the first `count` rows."""
+        batch = self.batch(*arguments)
+        kept = leading(count, batch)
+        if weight is not None:
+            weight = keep(kept, weight)
         if reduction == "none" or (weight is not None and weight.requires_grad):
             rows = self.rows(*arguments)
             weighted = rows if weight is None else weight.to(rows.dtype) * rows
-            return reduce(weighted, reduction)
-        batch = self.batch(*arguments)
-        coefficient = arguments[0].new_ones(batch, dtype=torch.float32) if weight is None else weight.float()
+            return reduce(weighted, reduction, count)
+        if weight is not None:
+            coefficient = weight.float()
+        elif kept is not None:
+            coefficient = kept.float()
+        else:
+            coefficient = arguments[0].new_ones(batch, dtype=torch.float32)
         if reduction == "mean":
-            coefficient = coefficient / max(batch, 1)
+            coefficient = coefficient / (max(batch, 1) if count is None else count.clamp_min(1))
         if torch.compiler.is_compiling():
             return getattr(torch.ops.prorec_fast, self.name)(*arguments, coefficient)[0]
         if not torch.is_grad_enabled():

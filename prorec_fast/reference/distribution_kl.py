@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prorec_fast.reference.reduce import reduce
+from prorec_fast.reference.reduce import keep, leading, reduce
 
 
 def distribution_kl(
@@ -16,6 +16,7 @@ def distribution_kl(
     teacher_item: Tensor | None,
     *,
     users: Tensor | None = None,
+    count: Tensor | None = None,
     temperature: float = 0.2,
     teacher_temperature: float = 0.2,
     divergence: str = "cross_entropy",
@@ -31,15 +32,17 @@ def distribution_kl(
         teacher_user, teacher_item, teacher_temperature = teacher.user, teacher.item, teacher.temperature
     if users is not None:
         user, teacher_user = user[users], teacher_user[users]
+    kept = leading(count, user.size(0))
+    user, teacher_user = keep(kept, user), keep(kept, teacher_user)
     log_q = scores(user, item, temperature, normalize).log_softmax(dim=1)
     log_p = scores(teacher_user.to(user.dtype), teacher_item.to(user.dtype), teacher_temperature, normalize)
     log_p = log_p.log_softmax(dim=1).detach()
     rows = divergence_rows(log_q, log_p, divergence, eps)
     if isinstance(weighting, Tensor):
-        rows = weighting * rows
+        rows = keep(kept, weighting) * rows
     elif weighting == "entropy":
         rows = entropy_weight(entropy(log_p), log_p.size(1), weight_range) * rows
-    return reduce(rows, reduction)
+    return reduce(keep(kept, rows), reduction, count)
 
 
 def scores(x: Tensor, y: Tensor, temperature: float, normalize: bool) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from prorec_fast.reference.distribution_kl import scores
-from prorec_fast.reference.reduce import reduce
+from prorec_fast.reference.reduce import keep, leading, reduce
 
 
 def info_nce(
@@ -12,6 +12,7 @@ def info_nce(
     positive: Tensor,
     *,
     rows: Tensor | None = None,
+    count: Tensor | None = None,
     temperature: float = 0.2,
     normalize: bool = True,
     symmetric: bool = False,
@@ -21,15 +22,18 @@ def info_nce(
     """-log softmax of each row's positive among the batch's, with the [B, B] matrix written out."""
     if rows is not None:
         anchor, positive = anchor[rows], positive[rows]
-    s = scores(anchor, positive, temperature, normalize)
-    losses = diagonal_nll(s, eps)
+    kept = leading(count, anchor.size(0))
+    s = scores(keep(kept, anchor), keep(kept, positive), temperature, normalize)
+    losses = diagonal_nll(s, eps, kept)
     if symmetric:
-        losses = (losses + diagonal_nll(s.T, eps)) / 2
-    return reduce(losses, reduction)
+        losses = (losses + diagonal_nll(s.T, eps, kept)) / 2
+    return reduce(keep(kept, losses), reduction, count)
 
 
-def diagonal_nll(s: Tensor, eps: float) -> Tensor:
-    """-log softmax(s)_bb, or -log(softmax(s)_bb + eps): [B]."""
+def diagonal_nll(s: Tensor, eps: float, kept: Tensor | None = None) -> Tensor:
+    """-log softmax(s)_bb, or -log(softmax(s)_bb + eps), over the columns that are `kept`: [B]."""
+    if kept is not None:
+        s = s.masked_fill(~kept, -torch.inf)
     log_share = s.log_softmax(dim=1).diagonal()
     return -(log_share.exp() + eps).log() if eps else -log_share
 

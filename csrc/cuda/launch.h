@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cuda/kernels.h"
+
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
@@ -14,8 +16,6 @@
 
 namespace prorec {
 namespace cuda {
-
-using Stream = void*;  // a cudaStream_t, as torch hands it over
 
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;

@@ -1,7 +1,6 @@
 #include "ops/pair_scores.h"
 
 #include "cuda/element.h"
-#include "cuda/kernels.h"
 
 namespace prorec {
 namespace cuda {

@@ -1,4 +1,4 @@
-#include "cuda/kernels.h"
+#include "cuda/launch.h"
 
 namespace prorec {
 namespace cuda {

@@ -15,7 +15,7 @@ from torch import Tensor
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-_MAX_INV_NORM = tl.constexpr(1e12)  # of a row no longer than 1e-12, which F.normalize divides by 1e-12
+MAX_INV_NORM = tl.constexpr(1e12)  # of a row no longer than 1e-12, which F.normalize divides by 1e-12
 
 CHUNK = 128  # columns of a packed table that a program holds at a time
 _PACK_ROWS = 16
@@ -194,7 +194,7 @@ def _finish_tile(
                 unit = tl.load(unit_ptr + rows * BLOCK_D + cols, mask=mask_b[:, None], other=0.0).to(tl.float32)
                 if step == 0:
                     along += tl.sum(grad * unit, 1)
-                bend = tl.where(inv_norm < _MAX_INV_NORM, along, 0.0)[:, None]
+                bend = tl.where(inv_norm < MAX_INV_NORM, along, 0.0)[:, None]
                 grad = (grad - bend * unit) * inv_norm[:, None]
             if step == PASSES - 1:
                 tl.store(grad_ptr + rows * depth + cols, grad, mask=mask_b[:, None] & (cols < depth))

@@ -33,11 +33,12 @@ def seed_key(seed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """A 0-d int64 tensor on `device` of a seed in [0, 2^63); None draws one from torch's default generator."""
+    """A 0-d int64 tensor on `device` of a seed in [0, 2^63); None draws one from torch's default generator for that
+    device. No copy from the host, so that a CUDA graph can hold it: there, None gives new numbers in every replay."""
     if seed is None:
-        return torch.randint(2**63 - 1, (), device="cpu").to(device)
+        return torch.randint(2**63 - 1, (), device=device)
     if isinstance(seed, Tensor):
         return seed
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed: want None or an int in [0, 2^63), got {seed!r}")
-    return torch.tensor(seed, device=device)
+    return torch.full((), seed, dtype=torch.int64, device=device)

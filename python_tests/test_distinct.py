@@ -45,6 +45,7 @@ def test_distinct_traces_in_one_graph_with_shapes_of_its_own():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_distinct_in_a_cuda_graph():
     index = torch.randint(50, (129,), device="cuda")
     distinct(index)

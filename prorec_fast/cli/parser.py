@@ -132,6 +132,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--init-scale", type=_positive, metavar="X", help="factor on the initial embeddings (default: 1)")
     add("--seed", "--seeds", dest="seeds", type=_count, nargs="+", metavar="N", help="one seed or several (default: 0)")
     add("--device", metavar="D", help="cpu, cuda, ...; default: cuda where there is one")
+    add(
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        help="replay training steps as CUDA graphs, on a CUDA device (default: yes)",
+    )
     promax = parser.add_argument_group("ProMax")
     promax.add_argument(
         "--sdr-weight",

@@ -19,7 +19,7 @@ from prorec_fast.train.run_folder import CONFIG, read_json
 # the presets' 4096 would leave the built-in set 5 steps an epoch, too few for a patience counted in epochs
 SYNTHETIC_BATCH = 512
 # what a resumed run may be given anew; the place of the data only as long as its content is the same
-MAY_CHANGE = ("data", "epochs", "patience", "device")
+MAY_CHANGE = ("data", "epochs", "patience", "device", "cuda_graph")
 _PROMAX_OPTIONS = ("sdr_weight", "s2dr_weight", "temperature", "teacher_temperature", "whitening", "warmup_epochs")
 
 
@@ -33,6 +33,7 @@ class Settings:
     preset: str = "released"
     seeds: list[int] = field(default_factory=lambda: [0])
     device: str | None = None
+    cuda_graph: bool | None = None
     epochs: int | None = None
     patience: int | None = None
     eval_every: int | None = None
@@ -67,7 +68,8 @@ class Settings:
 
     def training(self) -> dict[str, Any]:
         """The keyword arguments of `fit` that do not depend on the seed."""
-        return {name: self.chosen(name) for name in ("epochs", "patience", "eval_every", "batch_size", "lr")}
+        chosen = {name: self.chosen(name) for name in ("epochs", "patience", "eval_every", "batch_size", "lr")}
+        return chosen if self.cuda_graph is None else {**chosen, "cuda_graph": self.cuda_graph}
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
+
+from prorec_fast import _native
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
@@ -21,9 +24,13 @@ class Objective(ABC):
 
     Attributes:
         notes: what a result of this run rests on beside its settings (where profiles came from), in words.
+        phase: all that `terms` depends on beside its arguments, the parameters and other tensors that stay where they
+            are: while it stays equal, a step may be replayed as a CUDA graph. None (the default) says nothing about
+            that, and every step runs as Python.
     """
 
     notes: Mapping[str, str] = MappingProxyType({})
+    phase: Hashable | None = None
 
     def start_epoch(self, epoch: int) -> None:  # noqa: B027  (nothing to do for most)
         """Called before the steps of `epoch` (0, 1, ...); whatever depends on time is set here."""
@@ -76,8 +83,14 @@ def batch_bpr(user: Tensor, item: Tensor, users: Tensor, positives: Tensor, nega
     from prorec_fast.losses import bpr
 
     # one gather for both kinds of items: backward then fills one table less
-    positive, negative = item.index_select(0, torch.cat([positives, negatives])).chunk(2)
-    return bpr(user.index_select(0, users), positive, negative)
+    positive, negative = _rows(item, torch.cat([positives, negatives])).chunk(2)
+    return bpr(_rows(user, users), positive, negative)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """table[index]. On CUDA the gradient of index_select is added up by atomics, in another order every time; that of
+    embedding is not. On the CPU both have one order, and index_select is the faster."""
+    return embedding(index, table) if _native.on_cuda(table) else table.index_select(0, index)
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,8 @@ class BPR(Framework):
 
 
 class _BPRObjective(Objective):
+    phase = "bpr"
+
     def __init__(self, config: BPR, model: Recommender) -> None:
         self.config, self.model = config, model
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prorec_fast.data import Dataset
     from prorec_fast.losses import TeacherDistribution
     from prorec_fast.models import Recommender
+    from prorec_fast.ops.distinct import Distinct
 
 WHITENINGS = ("separate", "joint")
 
@@ -125,10 +126,16 @@ class _ProMaxObjective(Objective):
     def start_epoch(self, epoch: int) -> None:
         self.contrast_weight = self.config.s2dr_weight if epoch >= self.config.warmup_epochs else 0.0
 
+    @property
+    def phase(self) -> float:
+        return self.contrast_weight
+
     def terms(self, users: Tensor, positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
+        from prorec_fast.ops.distinct import distinct
+
         config = self.config
         user, item = self.model.representation()
-        distinct_users = torch.unique(users)
+        distinct_users = distinct(users)
         loss = batch_bpr(user, item, users, positives, negatives)
         sdr = s2dr = loss.new_zeros(())
         if config.sdr_weight:
@@ -137,7 +144,7 @@ class _ProMaxObjective(Objective):
             s2dr = self.contrast_weight * self._self_supervised(user, item, users, positives, distinct_users)
         return {"bpr": loss, "sdr": sdr, "s2dr": s2dr, "reg": config.reg * squared_norm(self.model)}
 
-    def _supervised(self, user: Tensor, item: Tensor, distinct_users: Tensor) -> Tensor:
+    def _supervised(self, user: Tensor, item: Tensor, distinct_users: Distinct) -> Tensor:
         from prorec_fast.losses import distribution_kl
 
         return distribution_kl(
@@ -145,7 +152,8 @@ class _ProMaxObjective(Objective):
             item,
             None,
             None,
-            users=distinct_users,
+            users=distinct_users.values,
+            count=distinct_users.count,
             temperature=self.config.temperature,
             weighting="entropy",
             weight_range=self.config.weight_range,
@@ -154,15 +162,20 @@ class _ProMaxObjective(Objective):
         )
 
     def _self_supervised(
-        self, user: Tensor, item: Tensor, users: Tensor, positives: Tensor, distinct_users: Tensor
+        self, user: Tensor, item: Tensor, users: Tensor, positives: Tensor, distinct_users: Distinct
     ) -> Tensor:
         from prorec_fast.losses import cross_view_info_nce, info_nce
+        from prorec_fast.ops.distinct import distinct
 
         tau, eps = self.config.temperature, self.config.contrast_eps
         enriched_user, enriched_item = self.model.representation(self.enriched_graph)
+
+        def own(table: Tensor, enriched: Tensor, rows: Distinct) -> Tensor:
+            return info_nce(table, enriched, rows=rows.values, count=rows.count, temperature=tau, eps=eps)
+
         return (
-            info_nce(user, enriched_user, rows=distinct_users, temperature=tau, eps=eps)
-            + info_nce(item, enriched_item, rows=torch.unique(positives), temperature=tau, eps=eps)
+            own(user, enriched_user, distinct_users)
+            + own(item, enriched_item, distinct(positives))
             + cross_view_info_nce(
                 user, item, enriched_user, enriched_item, users=users, items=positives, temperature=tau
             )

@@ -27,9 +27,14 @@ class Recommender(nn.Module, ABC):
         init_scale: factor on the Xavier-uniform tables. The gradient of a cosine goes as 1 / norm, so losses on
             cosines weigh less against BPR where the tables start larger.
         seed: of the initial tables. The generator is the model's own: nothing else changes them.
+
+    Attributes:
+        capturable: whether `representation` does the same work at every call, with nothing but tensors that stay where
+            they are in place of what changes, so that training may replay it as a CUDA graph. A model says so itself.
     """
 
     name: str
+    capturable: bool = False
 
     def __init__(self, data: Dataset, dim: int = 32, *, init_scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ class LightGCN(Recommender):
     """
 
     name = "lightgcn"
+    capturable = True
 
     def __init__(
         self,

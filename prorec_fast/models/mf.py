@@ -16,6 +16,7 @@ class MF(Recommender):
     """The tables are the representations (Koren et al., 2009; trained with BPR: Rendle et al., 2009)."""
 
     name = "mf"
+    capturable = True
 
     def representation(self, graph: BipartiteGraph | None = None) -> tuple[Tensor, Tensor]:
         """The two tables themselves: the same for every graph."""

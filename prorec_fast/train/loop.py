@@ -18,6 +18,7 @@ from prorec_fast.frameworks import BPR, Framework, Objective
 
 from .evaluation import Evaluator
 from .run_folder import WEIGHTS, Progress, RunFolder
+from .step import TrainingStep, graphs_for
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
@@ -76,6 +77,7 @@ def fit(
     eval_every: int = 3,
     seed: int = 0,
     device: torch.device | str | None = None,
+    cuda_graph: bool = True,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
@@ -92,9 +94,12 @@ def fit(
         patience: stop after this many evaluations without a better validation recall@20.
         eval_every: epochs from one validation to the next; the last epoch is always validated.
         device: where to train; None means where the model is.
+        cuda_graph: on a CUDA device, capture the training step in a CUDA graph and replay it, where the model is
+            `capturable` and the objective has a `phase`. If a capture fails, a warning is logged and training goes on
+            without. Elsewhere it has no effect.
         out: a folder for the settings, the history, the weights and what resuming needs; nothing is written without.
-        resume: continue the run in `out` from its last validation, if it got that far; `epochs`, `patience` and
-            `device` may differ from before, nothing else may.
+        resume: continue the run in `out` from its last validation, if it got that far; `epochs`, `patience`,
+            `device` and `cuda_graph` may differ from before, nothing else may.
         on_epoch: called after every epoch with its record (see `Run.history`).
 
     Raises:
@@ -122,12 +127,13 @@ def fit(
             "eval_every": eval_every,
             "seed": seed,
             "device": str(target),
+            "cuda_graph": cuda_graph,
         },
         "notes": dict(objective.notes),
         "versions": _versions(),
     }
     folder = None if out is None else RunFolder(out)
-    trainer = _Trainer(model, data, objective, batch_size=batch_size, lr=lr, seed=seed)
+    trainer = _Trainer(model, data, objective, batch_size=batch_size, lr=lr, seed=seed, cuda_graph=cuda_graph)
     if folder is not None and folder.start(config, resume=resume):
         trainer.restore(folder)
 
@@ -195,38 +201,31 @@ class _Trainer:
     """One model's training state: its progress, its best weights and its optimiser."""
 
     def __init__(
-        self, model: Recommender, data: Dataset, objective: Objective, *, batch_size: int, lr: float, seed: int
+        self,
+        model: Recommender,
+        data: Dataset,
+        objective: Objective,
+        *,
+        batch_size: int,
+        lr: float,
+        seed: int,
+        cuda_graph: bool,
     ) -> None:
-        self.model, self.objective, self.batch_size, self.lr, self.seed = model, objective, batch_size, lr, seed
+        self.model, self.batch_size, self.lr, self.seed = model, batch_size, lr, seed
         self.device = model.user_embedding.device
         self.users, self.items = (index.to(self.device) for index in data.train.edges())
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=fused)
+        fused, capturable = self.device.type in ("cpu", "cuda"), self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=fused, capturable=capturable)
+        graphs = graphs_for(self.device) if cuda_graph and model.capturable else None
+        self.step = TrainingStep(objective, self.optimizer, graphs)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
 
     def train_epoch(self) -> dict[str, Any]:
         """One pass over the training interactions; returns the epoch's record, already part of the history."""
-        from prorec_fast.sampling import sample_negatives
-
         start, epoch = time.perf_counter(), self.progress.epoch
-        torch.manual_seed(_epoch_seed(self.seed, epoch, 0))
-        order = torch.randperm(self.users.shape[0], device="cpu").to(self.device)
-        users, items = self.users[order], self.items[order]
-        graph = self.model.train_graph
-        negatives = sample_negatives(graph, users, seed=_epoch_seed(self.seed, epoch, 1)).reshape(-1)
-        self.objective.start_epoch(epoch)
-        total, names, steps = None, (), 0
-        for batch in zip(*(index.split(self.batch_size) for index in (users, items, negatives)), strict=True):
-            terms = self.objective.terms(*batch)
-            values = torch.stack(tuple(terms.values()))
-            self.optimizer.zero_grad(set_to_none=True)
-            values.sum().backward()
-            self.optimizer.step()
-            detached = values.detach().double()
-            total = detached if total is None else total + detached
-            names, steps = tuple(terms), steps + 1
-        means = dict(zip(names, (total / steps).tolist(), strict=True))
+        self.visit_all(epoch)
+        means = self.step.means()
         for name, value in means.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -241,6 +240,21 @@ class _Trainer:
         }
         self.progress.history.append(record)
         return record
+
+    def visit_all(self, epoch: int) -> None:
+        """The steps of `epoch`. The host only hands out work: nothing here waits for the device."""
+        from prorec_fast.sampling import sample_negatives
+
+        seed = _epoch_seed(self.seed, epoch, 0)
+        torch.manual_seed(seed)
+        # A generator of its own: a capture that failed leaves CUDA's default one unusable.
+        generator = torch.Generator(self.device).manual_seed(seed) if self.device.type == "cuda" else None
+        order = torch.randperm(self.users.shape[0], device=self.device, generator=generator)
+        users, items = self.users[order], self.items[order]
+        negatives = sample_negatives(self.model.train_graph, users, seed=_epoch_seed(self.seed, epoch, 1))
+        self.step.start_epoch(epoch)
+        for batch in torch.stack([users, items, negatives.reshape(-1)]).split(self.batch_size, dim=1):
+            self.step.run(batch)
 
     def note_validation(self, metrics: Mapping[str, float]) -> None:
         progress = self.progress

@@ -23,7 +23,7 @@ STATE = "state.safetensors"
 CONFIG = "config.json"
 HISTORY = "history.json"
 
-_MAY_DIFFER = {"data": {"name", "source"}, "training": {"epochs", "patience", "device"}}
+_MAY_DIFFER = {"data": {"name", "source"}, "training": {"epochs", "patience", "device", "cuda_graph"}}
 
 
 class RunError(ValueError):

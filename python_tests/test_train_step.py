@@ -1,0 +1,284 @@
+"""Training steps replayed as CUDA graphs: when they are captured, that nothing is trained on twice or left out, that
+the host never waits for the device; and the same on a real device where there is one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_data import tiny
+
+from prorec_fast import _checks, _native
+from prorec_fast.frameworks import BPR, ProMax
+from prorec_fast.models import MF, LightGCN
+from prorec_fast.train import fit, loop
+from prorec_fast.train.step import WARMUP_STEPS
+
+EPOCHS, WARMUP_EPOCHS, BATCH = 6, 2, 128
+SETTINGS = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 0.01, "eval_every": 3, "seed": 3}
+FRAMEWORKS = pytest.mark.parametrize("framework", [BPR(), ProMax(warmup_epochs=WARMUP_EPOCHS)], ids=["none", "promax"])
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny(tmp_path_factory.mktemp("step") / "tiny")
+
+
+class RecordedWork:
+    """What a CUDA graph does, as Python: recording does nothing, replaying does the work."""
+
+    def __init__(self, work, log) -> None:
+        self.work, self.log = work, log
+
+    def replay(self) -> None:
+        self.log.append("replay")
+        self.work()
+
+
+class RecordingGraphs:
+    """Stands for CudaGraphs; captures fail from number `failing` on."""
+
+    def __init__(self, failing: int | None = None) -> None:
+        self.log, self.shared, self.failing = [], [], failing
+
+    def warm_up(self, work) -> None:
+        self.log.append("warm up")
+        work()
+
+    def capture(self, work, sharing):
+        if self.failing is not None and self.log.count("capture") >= self.failing:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more of it")
+        self.log.append("capture")
+        self.shared.append(sharing is not None)
+        return RecordedWork(work, self.log)
+
+
+def train(monkeypatch, data, framework, graphs=None, model=None, **settings):
+    """(history without times, weights, graphs) of a run whose device captures with `graphs`."""
+    monkeypatch.setattr(loop, "graphs_for", lambda device: graphs)
+    model = LightGCN(data, dim=8) if model is None else model
+    run = fit(model, data, framework, **{**SETTINGS, **settings})
+    history = [{key: value for key, value in record.items() if "seconds" not in key} for record in run.history]
+    return history, model.state_dict()
+
+
+def assert_equal_runs(got, want) -> None:
+    assert got[0] == want[0]
+    assert all(torch.equal(got[1][name], want[1][name]) for name in want[1])
+
+
+def steps_of(data, epochs: int) -> tuple[int, int]:
+    """(full, short) batches in so many epochs."""
+    full, rest = divmod(data.train.num_edges, BATCH)
+    assert rest > 0 and full > 1
+    return full * epochs, epochs
+
+
+@FRAMEWORKS
+def test_captured_training_is_eager_training(data, monkeypatch, framework, caplog):
+    graphs = RecordingGraphs()
+    eager = train(monkeypatch, data, framework)
+    captured = train(monkeypatch, data, framework, graphs)
+    assert_equal_runs(captured, eager)
+
+    phases = [EPOCHS] if framework == BPR() else [WARMUP_EPOCHS, EPOCHS - WARMUP_EPOCHS]
+    counts = [count for epochs in phases for count in steps_of(data, epochs)]
+    assert graphs.log.count("warm up") == sum(min(WARMUP_STEPS, count) for count in counts)
+    assert graphs.log.count("capture") == sum(count > WARMUP_STEPS for count in counts)
+    assert graphs.log.count("replay") == sum(max(count - WARMUP_STEPS, 0) for count in counts)
+    # The graph of a phase's short batches shares the pool of that of its full ones; no pool outlives its phase.
+    assert graphs.shared == ([False, True] if framework == BPR() else [False, False, True])
+    assert not caplog.records
+
+
+def test_a_step_reads_every_batch_from_one_place(data, monkeypatch):
+    """The kernels that a capture holds are those that the warm-up compiled: the same addresses."""
+    seen = {}
+
+    def terms(self, users, positives, negatives):
+        place = tuple(index.data_ptr() for index in (users, positives, negatives))
+        seen.setdefault(users.numel(), set()).add(place)
+        return original(self, users, positives, negatives)
+
+    objective = type(BPR().bind(MF(data, dim=4), data))
+    original = objective.terms
+    monkeypatch.setattr(objective, "terms", terms)
+    train(monkeypatch, data, BPR(), RecordingGraphs())
+    assert len(seen) == 2 and all(len(places) == 1 for places in seen.values())
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_failed_capture_leaves_training_eager(data, monkeypatch, failing, caplog):
+    framework, graphs = ProMax(warmup_epochs=WARMUP_EPOCHS), RecordingGraphs(failing=failing)
+    with caplog.at_level(logging.WARNING, logger="prorec_fast"):
+        captured = train(monkeypatch, data, framework, graphs)
+    assert_equal_runs(captured, train(monkeypatch, data, framework))
+    assert graphs.log.count("capture") == failing
+    (record,) = caplog.records
+    assert record.name == "prorec_fast.train.step"
+    assert record.getMessage().endswith("RuntimeError: operation not permitted when stream is capturing")
+
+
+def test_what_may_change_between_steps_is_not_captured(data, monkeypatch):
+    class Drawing(LightGCN):
+        capturable = False
+
+    class Changing(type(ProMax().bind(MF(data, dim=4), data))):
+        phase = None
+
+    graphs = RecordingGraphs()
+    train(monkeypatch, data, BPR(), graphs, model=Drawing(data, dim=8))
+    train(monkeypatch, data, BPR(), graphs, cuda_graph=False)
+    monkeypatch.setattr(ProMax, "bind", lambda self, model, data: Changing(self, model, data))
+    train(monkeypatch, data, ProMax(), graphs)
+    assert graphs.log == []
+
+
+def test_a_captured_run_resumes(data, monkeypatch, tmp_path):
+    framework = ProMax(warmup_epochs=WARMUP_EPOCHS)
+    whole = train(monkeypatch, data, framework)
+    train(monkeypatch, data, framework, RecordingGraphs(), out=tmp_path / "run", epochs=3)
+    resumed = train(
+        monkeypatch, data, framework, RecordingGraphs(), out=tmp_path / "run", resume=True, cuda_graph=False
+    )
+    assert_equal_runs(resumed, whole)
+
+
+class NeverWaits(TorchDispatchMode):
+    """Fails on operators that make the host wait for a CUDA device, or that a CUDA graph cannot hold."""
+
+    WAITING = (
+        "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "nonzero_static", "masked_select", "_unique",
+        "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc", "lift_fresh",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        self.calls += 1
+        assert name not in self.WAITING, f"{name} waits for the device"
+        if name in ("index", "index_put", "index_put_"):
+            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+            assert not masks, f"{name} by a mask waits for the device"
+        if name == "repeat_interleave":
+            assert kwargs.get("output_size") is not None, "repeat_interleave without output_size waits for the device"
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def never_waits(monkeypatch):
+    """NeverWaits, and no way around the dispatcher: methods that hand a tensor's content to Python."""
+
+    def guarded(name):
+        original = getattr(torch.Tensor, name)
+
+        def method(self, *args, **kwargs):
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            assert not caller.startswith("prorec_fast"), f"{caller} calls {name}()"
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, method)
+
+    for name in ("tolist", "cpu", "numpy", "item"):
+        guarded(name)
+    # On the CPU, where waiting costs nothing, entries are looked at; on CUDA they are not.
+    for module in (_checks, _native):
+        monkeypatch.setattr(module, "index_range", lambda *_, **__: None)
+    return NeverWaits()
+
+
+@pytest.mark.parametrize("operation", [
+    lambda x: x.sum().item(), lambda x: bool((x > 0).all()), lambda x: x[x > 0], lambda x: x.unique(),
+    lambda x: torch.repeat_interleave(x.long()), lambda x: torch.tensor([1, 2]), lambda x: x.nonzero(),
+])  # fmt: skip
+def test_never_waits_finds_what_waits(never_waits, operation):
+    with pytest.raises(AssertionError, match="waits for the device"), never_waits:
+        operation(torch.ones(3))
+
+
+def trainer_of(model, data, framework, batch_size=BATCH, cuda_graph=True):
+    objective = framework.bind(model, data)
+    return loop._Trainer(model, data, objective, batch_size=batch_size, lr=0.01, seed=3, cuda_graph=cuda_graph)
+
+
+def test_an_epoch_never_waits_for_the_device(data, simulated_device, never_waits):
+    trainer = trainer_of(LightGCN(data, dim=8), data, ProMax(), batch_size=512)
+    with never_waits:
+        trainer.visit_all(0)
+    assert never_waits.calls > 100
+    assert all(torch.isfinite(torch.tensor(value)) for value in trainer.step.means().values())
+
+
+def test_an_epoch_on_the_device_is_that_of_the_cpu(data, simulated_device, monkeypatch):
+    runs = []
+    for on_cuda in (_native.on_cuda, lambda t: False):
+        monkeypatch.setattr(_native, "on_cuda", on_cuda)
+        trainer = trainer_of(LightGCN(data, dim=8, init_scale=5.0), data, ProMax(), batch_size=512)
+        trainer.visit_all(0)
+        runs.append((trainer.step.means(), trainer.model.state_dict()))
+    (means, weights), (want_means, want_weights) = runs
+    assert means == pytest.approx(want_means, rel=1e-5)
+    for name, value in want_weights.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+@pytest.mark.parametrize("framework", [pytest.param(f, marks=needs_gpu) for f in (BPR(), ProMax())])
+def test_gpu_epochs_do_not_wait(data, framework, cuda_graph, caplog):
+    trainer = trainer_of(LightGCN(data, dim=8).to("cuda"), data, framework, cuda_graph=cuda_graph)
+    for _ in range(WARMUP_STEPS + 1):
+        trainer.train_epoch()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.visit_all(trainer.progress.epoch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(value > 0 for value in trainer.step.means().values()) and not caplog.records
+    graphs = [batches.graph for batches in trainer.step._lengths.values()]
+    assert len(graphs) == 2 * cuda_graph and None not in graphs
+
+
+@pytest.mark.parametrize("framework", [pytest.param(ProMax(warmup_epochs=WARMUP_EPOCHS), marks=needs_gpu)])
+def test_gpu_captured_training_is_eager_training(data, framework, caplog):
+    def run(cuda_graph, device="cuda"):
+        model = LightGCN(data, dim=8, init_scale=5.0)
+        found = fit(model, data, framework, device=device, cuda_graph=cuda_graph, **{**SETTINGS, "epochs": 9})
+        return [record["terms"] for record in found.history], {k: v.cpu() for k, v in model.state_dict().items()}
+
+    terms, weights = run(True)
+    again, weights_again = run(True)
+    eager_terms, eager_weights = run(False)
+    assert terms == again and all(torch.equal(weights[name], weights_again[name]) for name in weights)
+    for got, want in zip(terms, eager_terms, strict=True):
+        assert got == pytest.approx(want, rel=1e-5)
+    for name, value in eager_weights.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("framework", [pytest.param(BPR(), marks=needs_gpu)])
+def test_gpu_failed_capture_leaves_training_eager(data, framework, caplog, monkeypatch):
+    """A model that waits for the device cannot be captured; the device is as good as before."""
+
+    class Waiting(LightGCN):
+        def representation(self, graph=None):
+            assert self.user_embedding.sum().item() < float("inf")
+            return super().representation(graph)
+
+    runs = []
+    for model in (Waiting(data, dim=8), LightGCN(data, dim=8)):
+        run = fit(model, data, framework, device="cuda", **SETTINGS)
+        runs.append([record["terms"] for record in run.history])
+    (record,) = caplog.records
+    assert "training goes on without CUDA graphs" in record.getMessage()
+    for got, want in zip(*runs, strict=True):
+        assert got == pytest.approx(want, rel=1e-5)
+    assert torch.rand(3, device="cuda").shape == (3,)

@@ -194,13 +194,15 @@ def test_cli_resume_keeps_what_was_changed_and_the_best(folder, tmp_path, capsys
     out = str(tmp_path / "r")
     assert main(["train", "--data", str(folder), *QUICK, "--lr", "1e-9", "--out", out]) == 0
     best = [line.split("(best ")[1] for line in capsys.readouterr().err.splitlines() if "epoch 4," in line]
-    assert main(["train", "--resume", "--out", out, "--epochs", "6", "--patience", "9"]) == 0
+    assert main(["train", "--resume", "--out", out, "--epochs", "6", "--patience", "9", "--no-cuda-graph"]) == 0
     resumed = [line.split("(best ")[1] for line in capsys.readouterr().err.splitlines() if "epoch 6," in line]
     assert len(best) == 2 and [text.split(")")[0] for text in resumed] == [text.split(")")[0] for text in best]
     assert main(["train", "--resume", "--out", out, "--json"]) == 0
     assert [row["epochs"] for row in json.loads(capsys.readouterr().out)["results"]] == [6, 6]
     settings = json.loads((tmp_path / "r" / "config.json").read_text())["settings"]
     assert (settings["epochs"], settings["patience"], settings["data"]) == (6, 9, str(folder))
+    training = json.loads((tmp_path / "r" / "promax" / "config.json").read_text())["training"]
+    assert settings["cuda_graph"] is training["cuda_graph"] is False
 
 
 def test_cli_runs_as_a_module():

@@ -47,6 +47,7 @@ class BipartiteGraph:
         self.num_items = item_indptr.numel() - 1
         self.num_edges = user_indices.numel()
         self.device = user_indices.device
+        self.negative_weights: dict[float, Any] = {}  # by popularity; sample_negatives keeps them here
 
     @classmethod
     def from_edges(

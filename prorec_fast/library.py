@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from prorec_fast.ops.bpr import BPR
-from prorec_fast.ops.candidate_items import candidate_items_cpu
+from prorec_fast.ops.candidate_items import candidate_items_kernel
 from prorec_fast.ops.common import RowLoss
 from prorec_fast.ops.distribution_kl import DISTRIBUTION_KL
 from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_cpu
 from prorec_fast.ops.info_nce import CROSS_VIEW_INFO_NCE, INFO_NCE
 from prorec_fast.ops.propagate import propagate_cpu, transposed
 from prorec_fast.ops.ranking_metrics import ranking_metrics_cpu
-from prorec_fast.ops.sample_negatives import sample_negatives_cpu
+from prorec_fast.ops.sample_negatives import sample_negatives_kernel
 from prorec_fast.ops.topk import topk_cpu
 from prorec_fast.reference.ranking_metrics import METRICS
 
@@ -173,7 +173,7 @@ def _(items, indptr, indices, num_items, ks):
 def candidate_items(
     indptr: Tensor, indices: Tensor, num_items: int, similar: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return candidate_items_cpu(indptr, indices, num_items, similar)
+    return candidate_items_kernel(indptr, indices, num_items, similar)
 
 
 @candidate_items.register_fake
@@ -184,11 +184,18 @@ def _(indptr, indices, num_items, similar):
 
 @torch.library.custom_op("prorec_fast::sample_negatives", mutates_args=())
 def sample_negatives(
-    indptr: Tensor, indices: Tensor, num_items: int, users: Tensor, num: int, seed: Tensor, cumulative: Tensor | None
+    indptr: Tensor,
+    indices: Tensor,
+    num_items: int,
+    users: Tensor,
+    num: int,
+    seed: Tensor,
+    cumulative: Tensor | None,
+    may_fail: bool = True,
 ) -> Tensor:
-    return sample_negatives_cpu(indptr, indices, num_items, users, num, seed, cumulative)
+    return sample_negatives_kernel(indptr, indices, num_items, users, num, seed, cumulative, may_fail)
 
 
 @sample_negatives.register_fake
-def _(indptr, indices, num_items, users, num, seed, cumulative):
+def _(indptr, indices, num_items, users, num, seed, cumulative, may_fail=True):
     return users.new_empty(users.size(0), num)

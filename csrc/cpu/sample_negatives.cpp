@@ -1,37 +1,12 @@
 #include "ops/sample_negatives.h"
 
+#include "common/negative_draw.h"
 #include "cpu/philox_lanes.h"
 #include "cpu/rows.h"
 
 namespace prorec {
 namespace PRF_ISA {
 namespace {
-
-// The target-th of the items outside the row's `count` ascending ones. Of these, the e-th has indices[e] - e items
-// outside the row before it.
-int64_t uniform_item(const int32_t* indices, int64_t count, int64_t target) {
-  int64_t passed = 0;
-  while (count > 0) {
-    const int64_t half = (count + 1) / 2, e = passed + half - 1;
-    passed = indices[e] - e <= target ? passed + half : passed;
-    count -= half;
-  }
-  return target + passed;
-}
-
-int64_t weight(const int64_t* cumulative, int64_t item) {
-  return cumulative[item] - (item ? cumulative[item - 1] : 0);
-}
-
-// Point `target` of the weights outside the row as a point of all weights.
-int64_t weighted_point(const int32_t* indices, int64_t count, const int64_t* cumulative, int64_t target) {
-  for (int64_t e = 0; e < count; ++e) {
-    const int64_t own = weight(cumulative, indices[e]);
-    if (cumulative[indices[e]] - own > target) break;
-    target += own;
-  }
-  return target;
-}
 
 // Replaces points by the items that hold them, the first with cumulative > point. Several bisections go in step, which
 // hides the latency of each one's loads.
@@ -48,31 +23,9 @@ void find_items(const int64_t* cumulative, int64_t items, int64_t* points, int64
   }
 }
 
-struct Row {
-  const int32_t* indices;
-  int64_t count, room;  // its items, and the weight of all others
-};
-
-Row find_row(const SampleNegativesArgs& a, int64_t b) {
-  const int64_t begin = a.rows.indptr[a.users[b]], end = a.rows.indptr[a.users[b] + 1];
-  Row row = {a.rows.indices + begin, end - begin, a.rows.cols - (end - begin)};
-  if (a.cumulative) {
-    row.room = a.rows.cols ? a.cumulative[a.rows.cols - 1] : 0;
-    for (int64_t e = 0; e < row.count; ++e) row.room -= weight(a.cumulative, row.indices[e]);
-  }
-  return row;
-}
-
-void draw(const SampleNegativesArgs& a, const Row& row, uint64_t high, uint64_t low, int64_t* out) {
-  if (row.room <= 0) {
-    *out = -1;
-    __atomic_store_n(a.failed, 1, __ATOMIC_RELAXED);
-    return;
-  }
-  const double uniform = philox_uniform(static_cast<uint32_t>(high), static_cast<uint32_t>(low));
-  const int64_t target = static_cast<int64_t>(uniform * static_cast<double>(row.room));
-  *out = a.cumulative ? weighted_point(row.indices, row.count, a.cumulative, target)
-                      : uniform_item(row.indices, row.count, target);
+void draw(const SampleNegativesArgs& a, const NegativeRow& row, uint64_t high, uint64_t low, int64_t* out) {
+  *out = negative_draw(row, a.cumulative, static_cast<uint32_t>(high), static_cast<uint32_t>(low));
+  if (*out < 0) __atomic_store_n(a.failed, 1, __ATOMIC_RELAXED);
 }
 
 }  // namespace
@@ -84,8 +37,9 @@ void sample_negatives(const SampleNegativesArgs& a) {
     const int64_t end = (task + 1) * kRows < a.batch ? (task + 1) * kRows : a.batch;
     for (int64_t first = task * kRows; first < end; first += kWideLanes) {
       const int64_t lanes = end - first < kWideLanes ? end - first : kWideLanes;
-      Row rows[kWideLanes];
-      for (int64_t lane = 0; lane < lanes; ++lane) rows[lane] = find_row(a, first + lane);
+      NegativeRow rows[kWideLanes];
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        rows[lane] = negative_row(a.rows, a.cumulative, a.users[first + lane]);
       WideVec b;
       for (int lane = 0; lane < kWideLanes; ++lane) b[lane] = static_cast<uint64_t>(first + lane);
       for (int64_t j = 0; j < a.num; j += 2) {

@@ -2,7 +2,9 @@
 #pragma once
 #include <string>
 
+#include "ops/candidate_items.h"
 #include "ops/pair_scores.h"
+#include "ops/sample_negatives.h"
 
 namespace prorec {
 namespace cuda {
@@ -12,7 +14,9 @@ using Stream = void*;  // a cudaStream_t, as torch hands it over
 // Why the kernels cannot run on `device`; empty when they can.
 std::string problem(int device);
 
+void candidate_items(const CandidateItemsArgs&, Stream);
 void pair_scores(const PairScoresArgs&, Stream);
+void sample_negatives(const SampleNegativesCudaArgs&, Stream);
 
 }  // namespace cuda
 }  // namespace prorec

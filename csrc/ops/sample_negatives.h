@@ -18,4 +18,12 @@ struct SampleNegativesArgs {
   int threads;
 };
 
+struct SampleNegativesCudaArgs {
+  CsrView rows;
+  const int64_t *users, *cumulative;
+  int64_t batch, num;
+  const int64_t* seed;  // in the device's memory
+  int64_t* out;         // [batch, num], as above
+};
+
 }  // namespace prorec

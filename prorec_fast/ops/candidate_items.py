@@ -22,31 +22,33 @@ class CandidateItems(NamedTuple):
 def candidate_items(graph: Any, similar: Tensor) -> CandidateItems:
     if not isinstance(similar, Tensor) or similar.dtype != torch.int64 or similar.dim() != 2:
         raise TypeError(f"similar: want a 2-d int64 tensor, got {describe(similar)}")
-    indptr, indices, num_items = csr_rows("graph", graph, device=similar.device, rows=similar.size(0))
+    indptr, indices, num_items = csr_rows("graph", graph, device=similar.device, rows=similar.size(0), may_wait=True)
     if num_items is None:
         num_items = int(indices.max()) + 1 if indices.numel() else 0  # items that nobody has are nobody's candidates
-    if similar.device.type != "cpu":
+    if not _native.device_has_kernel("cuda", similar):
         return CandidateItems(*candidate_items_reference(indptr, indices, num_items, similar))
     if torch.compiler.is_compiling():
         return CandidateItems(*torch.ops.prorec_fast.candidate_items(indptr, indices, num_items, similar))
-    return CandidateItems(*candidate_items_cpu(indptr, indices, num_items, similar))
+    return CandidateItems(*candidate_items_kernel(indptr, indices, num_items, similar))
 
 
-def candidate_items_cpu(
+def candidate_items_kernel(
     indptr: Tensor, indices: Tensor, num_items: int, similar: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts each user's candidates, then writes them; in between, how many there are is read from the device."""
     similar = _native.index("similar", similar, similar.size(0), low=-1)
     graph = _native.csr(indptr, indices, None, num_items)
-    row_counts = _native.empty(similar.size(0), dtype=torch.int64)
 
-    def run(row_counts: Tensor | None, *filled: Tensor) -> None:
-        addresses = map(_native.address, filled or (None,) * 3)
-        _native.extension().candidate_items(
-            graph, similar.data_ptr(), similar.size(1), _native.address(row_counts), *addresses, _native.threads()
-        )
+    def run(*to_fill: Tensor | None) -> None:
+        arguments = (graph, similar.data_ptr(), similar.size(1), *map(_native.address, to_fill))
+        if _native.on_cuda(similar):
+            _native.cuda_call(similar, "candidate_items", *arguments)
+        else:
+            _native.extension().candidate_items(*arguments, _native.threads())
 
-    run(row_counts)
+    row_counts = similar.new_empty(similar.size(0))
+    run(row_counts, None, None, None)
     out_indptr = torch.cat([row_counts.new_zeros(1), row_counts.cumsum(0)])
-    items, counts = (_native.empty(int(out_indptr[-1]), dtype=torch.int32) for _ in range(2))
+    items, counts = (similar.new_empty(int(out_indptr[-1]), dtype=torch.int32) for _ in range(2))
     run(None, out_indptr, items, counts)
     return out_indptr, items, counts

@@ -17,12 +17,18 @@ class CsrRows(NamedTuple):
 
 
 def csr_rows(
-    name: str, value: Any, *, device: torch.device, rows: int | None = None, cols: int | None = None
+    name: str,
+    value: Any,
+    *,
+    device: torch.device,
+    rows: int | None = None,
+    cols: int | None = None,
+    may_wait: bool = False,
 ) -> CsrRows:
     """`value` as CSR rows on `device`, with `rows` rows and indices in [0, cols) where given.
 
-    A graph is taken at its word; the entries of the other forms are checked, on the CPU only, where looking at them
-    does not stall a device.
+    A graph is taken at its word; the entries of the other forms are checked on the CPU, where looking at them does not
+    stall a device, and elsewhere if `may_wait`.
     """
     if hasattr(value, "csr") and hasattr(value, "num_items"):
         indptr, indices = value.csr()
@@ -30,7 +36,7 @@ def csr_rows(
         trusted = True
     else:
         found = _from_tensors(name, value)
-        trusted = device.type != "cpu" or torch.compiler.is_compiling()
+        trusted = (device.type != "cpu" and not may_wait) or torch.compiler.is_compiling()
     if found.indptr.device != device or found.indices.device != device:
         raise ValueError(f"{name}: want tensors on {device}, got {describe(found.indptr)}")
     if rows is not None and found.indptr.numel() != rows + 1:

@@ -1,8 +1,7 @@
 """Retrieval before training, after ProMax (arXiv 2604.26231, 2.2-2.3): whitened profiles, users with similar profiles,
 the items those users have, and a graph enriched with the best of them for the users with few interactions.
 
-`similar_users` and `candidate_items` run compiled kernels on the CPU and plain PyTorch elsewhere. Nothing here is
-differentiable.
+`similar_users` and `candidate_items` run compiled kernels on CPUs and CUDA devices. Nothing here is differentiable.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from prorec_fast import _checks, _native
 from prorec_fast.frameworks import BPR, ProMax
 from prorec_fast.models import MF, LightGCN
 from prorec_fast.train import fit, loop
-from prorec_fast.train.step import WARMUP_STEPS
+from prorec_fast.train.step import WARMUP_STEPS, CudaGraphs
 
 EPOCHS, WARMUP_EPOCHS, BATCH = 6, 2, 128
 SETTINGS = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 0.01, "eval_every": 3, "seed": 3}
@@ -146,6 +148,44 @@ def test_a_captured_run_resumes(data, monkeypatch, tmp_path):
         monkeypatch, data, framework, RecordingGraphs(), out=tmp_path / "run", resume=True, cuda_graph=False
     )
     assert_equal_runs(resumed, whole)
+
+
+def test_cuda_graphs_leave_the_device_as_it_was(monkeypatch):
+    """torch's own context manager, when ending a capture fails: an error over the first one, and its stream current."""
+    current = ["the user's stream"]
+
+    class Graph:
+        def pool(self):
+            return self
+
+    @contextmanager
+    def graph(graph, pool, stream):
+        pools.append(pool)
+        previous, current[0] = current[0], stream
+        try:
+            yield
+        finally:
+            if invalid[-1]:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            current[0] = previous
+
+    def stream(device):
+        return SimpleNamespace(device=device)
+
+    for name, stand_in in {
+        "Stream": stream, "CUDAGraph": Graph, "graph": graph, "device": lambda device: nullcontext(),
+        "current_stream": lambda device: current[0], "set_stream": lambda stream: current.__setitem__(0, stream),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    pools, invalid, graphs = [], [False], CudaGraphs(torch.device("cuda", 0))
+    first = graphs.capture(lambda: None, None)
+    second = graphs.capture(lambda: None, first)
+    assert pools == [None, first] and second is not first
+    for found_invalid, error in ((True, RuntimeError), (False, ZeroDivisionError), (True, ZeroDivisionError)):
+        invalid.append(found_invalid)
+        with pytest.raises(error):
+            graphs.capture(lambda error=error: 1 / 0 if error is ZeroDivisionError else None, None)
+        assert current == ["the user's stream"]
 
 
 class NeverWaits(TorchDispatchMode):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 WARMUP_STEPS = 3  # before a capture: kernels are compiled and loaded, the optimiser and libraries make their state
 
 _log = logging.getLogger(__name__)
-
-
-class Graph(Protocol):
-    """Recorded work."""
-
-    def replay(self) -> None: ...
+_abandoned: list[torch.cuda.CUDAGraph] = []  # whose capture failed: torch's allocator may go on asking them
 
 
 class CudaGraphs:
@@ -40,8 +35,8 @@ class CudaGraphs:
             work()
         current.wait_stream(self._stream)
 
-    def capture(self, work: Callable[[], None], sharing: Graph | None) -> Graph:
-        """`work` recorded without being done, in the pool of the graph `sharing`."""
+    def capture(self, work: Callable[[], None], sharing: torch.cuda.CUDAGraph | None) -> torch.cuda.CUDAGraph:
+        """`work` recorded without being done, in the memory of the graph `sharing`."""
         graph, failure = torch.cuda.CUDAGraph(), None
         current = torch.cuda.current_stream(self._stream.device)
         pool = None if sharing is None else sharing.pool()
@@ -54,6 +49,7 @@ class CudaGraphs:
                         failure = error
                         raise
             except Exception as error:
+                _abandoned.append(graph)
                 raise failure or error from None  # ending a capture that failed raises over what says why
             finally:
                 torch.cuda.set_stream(current)  # such an ending leaves the capture's stream current
@@ -77,7 +73,7 @@ class _Batches:
 
     inputs: Tensor
     warm_ups: int = 0
-    graph: Graph | None = None
+    graph: torch.cuda.CUDAGraph | None = None
 
 
 class TrainingStep:

@@ -61,11 +61,15 @@ def runs_on_kernel(language: str, *tensors: Tensor) -> bool:
 def device_has_kernel(language: str, *tensors: Tensor) -> bool:
     """`runs_on_kernel` for tensors of any dtype."""
     if all(map(on_cuda, tensors)):
-        return _usable(language, tensors[0].device.index or 0)
+        return _serves(language, tensors[0].device.index or 0)
     return all(t.device.type == "cpu" for t in tensors)
 
 
 @torch.compiler.assume_constant_result
+def _serves(language: str, device: int) -> bool:
+    return _usable(language, device)  # marked itself, what is cached would be traced all the same
+
+
 @cache
 def _usable(language: str, device: int) -> bool:
     problem = device_problem(language, device)
@@ -73,7 +77,7 @@ def _usable(language: str, device: int) -> bool:
         name = {"cuda": "CUDA C++", "triton": "Triton"}[language]
         warnings.warn(
             f"prorec_fast: no {name} kernels, plain PyTorch serves instead ({problem}); see `prorec-fast info`",
-            stacklevel=6,
+            stacklevel=7,
         )
     return problem is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 
 import pytest
@@ -80,3 +81,12 @@ def test_backends_name_what_serves_each_operation():
         assert served["cpu"].startswith("compiled kernel")
         if not torch.cuda.is_available():
             assert served["cuda"].startswith("reference")
+
+
+def test_what_serves_is_a_constant_of_compiled_code(monkeypatch):
+    monkeypatch.setattr(_native, "on_cuda", lambda t: True)
+    monkeypatch.setattr(_native, "device_problem", lambda *_: None if time.ctime() else "")  # cannot be traced
+    _native._usable.cache_clear()
+    compiled = torch.compile(lambda t: t + _native.runs_on_kernel("cuda", t), fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1)) == 1
+    _native._usable.cache_clear()

@@ -85,8 +85,7 @@ void candidate_items(const py::tuple& graph, Address similar, int64_t num_simila
 void propagate(const py::tuple& user_rows, const py::tuple& item_rows, const py::object& user, const py::object& item,
                int64_t dim, int64_t layer_step, const std::vector<float>& coefficients, bool self_loops, int64_t seed,
                double keep_prob, const py::object& user_out, const py::object& item_out, int threads) {
-  const EdgeDropout dropout = {static_cast<uint64_t>(seed), static_cast<uint64_t>(keep_prob * 0x1p32),
-                               static_cast<float>(1 / keep_prob)};
+  const EdgeDropout dropout = edge_dropout(static_cast<uint64_t>(seed), keep_prob);
   run(cpu_kernels().propagate,
       PropagateArgs{csr(user_rows), csr(item_rows), optional_matrix(user), optional_matrix(item), dim, layer_step,
                     coefficients.data(), static_cast<int>(coefficients.size()) - 1, self_loops, dropout,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prorec_fast import library  # noqa: F401  (registers the operators that torch.compile traces)
+from prorec_fast import _native, library  # noqa: F401  (library registers the operators that torch.compile traces)
 from prorec_fast._checks import describe
 from prorec_fast.ops import propagate as _propagate
 
@@ -16,6 +16,7 @@ __all__ = ["BipartiteGraph", "propagate"]
 
 _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _MAX_NODES = 2**31 - 1  # node indices are stored as int32
+_SEGMENT = 256  # edges; on a device, several warps share a row with more
 
 
 class BipartiteGraph:
@@ -29,6 +30,7 @@ class BipartiteGraph:
         user_indptr [num_users + 1] int64, user_indices [num_edges] int32: each user's items, ascending.
         item_indptr [num_items + 1] int64, item_indices [num_edges] int32: each item's users, ascending.
         user_values, item_values: float32 weights in the order of the indices, or None for an unweighted graph.
+        user_segments, item_segments: int64 [S, 3], the parts (row, begin, end) of long rows in order; None on the CPU.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class BipartiteGraph:
         self.num_items = item_indptr.numel() - 1
         self.num_edges = user_indices.numel()
         self.device = user_indices.device
+        self.user_segments, self.item_segments = _segments(user_indptr), _segments(item_indptr)
         self.negative_weights: dict[float, Any] = {}  # by popularity; sample_negatives keeps them here
 
     @classmethod
@@ -156,14 +159,15 @@ class BipartiteGraph:
 
     def to(self, device: torch.device | str) -> BipartiteGraph:
         """The graph on `device`; itself when it is there already."""
-        moved = [None if t is None else t.to(device) for t in self.adjacency()]
+        moved = [None if t is None else t.to(device) for t in self.adjacency()[:6]]
         if moved[0] is self.user_indptr:
             return self
         indptr, indices, values, item_indptr, item_indices, item_values = moved
         return BipartiteGraph(indptr, indices, item_indptr, item_indices, values, item_values)
 
-    def adjacency(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-        """(indptr, indices, values) of the user rows, then of the item rows: what the kernels take."""
+    def adjacency(self) -> _propagate.Adjacency:
+        """(indptr, indices, values) of the user rows, then of the item rows, and the segments of both: what the kernels
+        take."""
         return (
             self.user_indptr,
             self.user_indices,
@@ -171,6 +175,8 @@ class BipartiteGraph:
             self.item_indptr,
             self.item_indices,
             self.item_values,
+            self.user_segments,
+            self.item_segments,
         )
 
     def csr(self) -> tuple[Tensor, Tensor]:
@@ -308,3 +314,16 @@ def _rows(indptr: Tensor, num_edges: int) -> Tensor:
     """The row of every edge, int64 [num_edges]."""
     rows = torch.arange(indptr.numel() - 1, device=indptr.device)
     return torch.repeat_interleave(rows, indptr.diff(), output_size=num_edges)
+
+
+def _segments(indptr: Tensor) -> Tensor | None:
+    """The parts of the rows with more than _SEGMENT edges, by which a device's warps get even shares of the work."""
+    if not _native.on_cuda(indptr):
+        return None
+    rows = (indptr.diff() > _SEGMENT).nonzero().flatten()
+    begin, end = indptr[rows], indptr[rows + 1]
+    parts = (end - begin + _SEGMENT - 1) // _SEGMENT
+    part = torch.repeat_interleave(parts)  # the position in `rows` of every part's row
+    number = torch.arange(part.numel(), device=indptr.device) - (parts.cumsum(0) - parts)[part]
+    begin = begin[part] + _SEGMENT * number
+    return torch.stack([rows[part], begin, torch.minimum(begin + _SEGMENT, end[part])], dim=1)

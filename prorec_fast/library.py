@@ -17,7 +17,7 @@ from prorec_fast.ops.common import RowLoss
 from prorec_fast.ops.distribution_kl import DISTRIBUTION_KL
 from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_cpu
 from prorec_fast.ops.info_nce import CROSS_VIEW_INFO_NCE, INFO_NCE
-from prorec_fast.ops.propagate import propagate_cpu, transposed
+from prorec_fast.ops.propagate import propagate_kernel, transposed
 from prorec_fast.ops.ranking_metrics import ranking_metrics_cpu
 from prorec_fast.ops.sample_negatives import sample_negatives_kernel
 from prorec_fast.ops.topk import topk_cpu
@@ -114,6 +114,8 @@ def propagate(
     item_indptr: Tensor,
     item_indices: Tensor,
     item_values: Tensor | None,
+    user_segments: Tensor | None,
+    item_segments: Tensor | None,
     coefficients: Sequence[float],
     layers_in: bool,
     layers_out: bool,
@@ -122,14 +124,14 @@ def propagate(
     self_loops: bool,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    adjacency = (user_indptr, user_indices, user_values, item_indptr, item_indices, item_values)
+    rows = (user_indptr, user_indices, user_values, item_indptr, item_indices, item_values)
     options = (coefficients, layers_in, layers_out, noise, keep_prob, self_loops, seed)
-    return propagate_cpu(user, item, adjacency, *options)
+    return propagate_kernel(user, item, (*rows, user_segments, item_segments), *options)
 
 
 @propagate.register_fake
 def _(user, item, *rest):
-    coefficients, layers_in, layers_out = rest[6:9]
+    coefficients, layers_in, layers_out = rest[8:11]
     width = user.size(1) // (len(coefficients) if layers_in else 1) * (len(coefficients) if layers_out else 1)
     return user.new_empty(user.size(0), width), item.new_empty(item.size(0), width)
 
@@ -140,7 +142,7 @@ def _propagate_setup(ctx, inputs, output):
 
 
 def _propagate_backward(ctx, grad_user, grad_item):
-    return *propagate(grad_user, grad_item, *ctx.adjacency, *ctx.options), *(None,) * 13
+    return *propagate(grad_user, grad_item, *ctx.adjacency, *ctx.options), *(None,) * 15
 
 
 propagate.register_autograd(_propagate_backward, setup_context=_propagate_setup)

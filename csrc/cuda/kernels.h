@@ -4,6 +4,7 @@
 
 #include "ops/candidate_items.h"
 #include "ops/pair_scores.h"
+#include "ops/propagate.h"
 #include "ops/sample_negatives.h"
 
 namespace prorec {
@@ -16,6 +17,7 @@ std::string problem(int device);
 
 void candidate_items(const CandidateItemsArgs&, Stream);
 void pair_scores(const PairScoresArgs&, Stream);
+void propagate(const PropagateCudaArgs&, Stream);
 void sample_negatives(const SampleNegativesCudaArgs&, Stream);
 
 }  // namespace cuda

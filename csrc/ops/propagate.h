@@ -11,6 +11,10 @@ struct EdgeDropout {
   float scale;          // of a kept edge: 1 / keep_prob
 };
 
+inline EdgeDropout edge_dropout(uint64_t seed, double keep_prob) {
+  return {seed, static_cast<uint64_t>(keep_prob * 0x1p32), static_cast<float>(1 / keep_prob)};
+}
+
 struct PropagateArgs {
   CsrView user_rows, item_rows;  // R and its transpose
   MatrixView user, item;         // x_0 .. x_L, [rows, D] when layer_step is 0, else [rows, (L + 1) D]; null data: zeros
@@ -20,7 +24,7 @@ struct PropagateArgs {
   int layers;                    // L >= 1
   bool self_loops;
   EdgeDropout dropout;
-  MatrixView user_out, item_out;  // [rows, D] float32; null data: not wanted
+  MatrixView user_out, item_out;  // [rows, D] float32 (on a device, see below); null data: not wanted
   int threads;
 };
 
@@ -33,6 +37,32 @@ struct PropagateNoiseArgs {
   uint64_t seed;
   uint32_t counter;
   int threads;
+};
+
+// A part of a row with so many edges that several warps share it: edges [begin, end).
+struct RowSegment {
+  int64_t row, begin, end;
+};
+
+// Ascending; of equal lengths but for each row's last one. Rows that are no longer than that have none.
+struct RowSegments {
+  const RowSegment* data;
+  int64_t count;
+};
+
+// propagate on a device. `out` has the dtype of x. With layer_out_step or noise the layers A^k x_0 are made one after
+// the other, each with its noise, and are put side by side or, where layer_out_step is 0, summed with the coefficients
+// as weights into a float32 `out`.
+struct PropagateCudaArgs {
+  PropagateArgs op;     // `threads` and `dropout.seed` are not read
+  RowSegments user_segments, item_segments;
+  const int64_t* seed;  // on the device; null where nothing is random
+  float noise;          // eps of propagate_noise, and its numbers; 0: none
+  int64_t layer_out_step;
+  MatrixView tables;    // [2 (M + N), W] scratch, rows of whole 32-byte sectors; the dtype of x, for float16 float32
+  float* scales;        // [M + N] scratch
+  float* partial;       // [segments, W] scratch
+  uint32_t* arrived;    // [segments, 512-byte blocks of a row of `tables`] scratch
 };
 
 }  // namespace prorec

@@ -16,8 +16,8 @@ from prorec_fast.reference.propagate import propagate as propagate_reference
 if TYPE_CHECKING:
     from prorec_fast.graph import BipartiteGraph
 
-# (indptr, indices, values) of the user rows, then of the item rows: BipartiteGraph.adjacency()
-Adjacency = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
+# (indptr, indices, values) of the user rows, then of the item rows, and both's segments: BipartiteGraph.adjacency()
+Adjacency = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def propagate(
@@ -80,7 +80,7 @@ class _PropagateFunction(torch.autograd.Function):
     def forward(ctx, user: Tensor, item: Tensor, adjacency: Adjacency, options: tuple) -> tuple[Tensor, Tensor]:
         ctx.adjacency, ctx.options, ctx.dtype = adjacency, options, user.dtype
         ctx.set_materialize_grads(False)
-        return propagate_cpu(user, item, adjacency, *options)
+        return propagate_kernel(user, item, adjacency, *options)
 
     @staticmethod
     @once_differentiable
@@ -88,7 +88,7 @@ class _PropagateFunction(torch.autograd.Function):
         if grad_user is None and grad_item is None:
             return None, None, None, None
         needs = ctx.needs_input_grad[:2]
-        return *propagate_cpu(grad_user, grad_item, ctx.adjacency, *transposed(ctx.options), needs), None, None
+        return *propagate_kernel(grad_user, grad_item, ctx.adjacency, *transposed(ctx.options), needs), None, None
 
 
 def transposed(options: tuple) -> tuple:
@@ -97,6 +97,14 @@ def transposed(options: tuple) -> tuple:
     """
     coefficients, layers_in, layers_out, _, keep_prob, self_loops, seed = options
     return coefficients, layers_out, layers_in, 0.0, keep_prob, self_loops, seed
+
+
+def propagate_kernel(
+    user: Tensor | None, item: Tensor | None, adjacency: Adjacency, *options
+) -> tuple[Tensor | None, Tensor | None]:
+    """`propagate_cpu` where the graph is."""
+    kernel = propagate_cuda if _native.on_cuda(adjacency[0]) else propagate_cpu
+    return kernel(user, item, adjacency, *options)
 
 
 def propagate_cpu(
@@ -120,7 +128,7 @@ def propagate_cpu(
     inputs = [None if x is None else _native.storable(x) for x in (user, item)]
     rows = [adjacency[0].numel() - 1, adjacency[3].numel() - 1]
     key = 0 if seed is None else int(seed)
-    csrs = _native.csr(*adjacency[:3], rows[1]), _native.csr(*adjacency[3:], rows[0])
+    csrs = _native.csr(*adjacency[:3], rows[1]), _native.csr(*adjacency[3:6], rows[0])
 
     def layers(x, coefficients, out) -> None:
         _native.extension().propagate(
@@ -164,6 +172,61 @@ def _add_noise(x, totals, weight: float, noise: float, key: int, layer: int) -> 
             _native.extension().propagate_noise(
                 _matrix(x[side]), _matrix(totals[side]), weight, noise, key, 2 * layer + side, _native.threads()
             )
+
+
+def propagate_cuda(
+    user: Tensor | None,
+    item: Tensor | None,
+    adjacency: Adjacency,
+    coefficients: Sequence[float],
+    layers_in: bool,
+    layers_out: bool,
+    noise: float,
+    keep_prob: float,
+    self_loops: bool,
+    seed: Tensor | None,
+    needs: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `propagate_cpu`."""
+    given = user if user is not None else item
+    num_blocks = len(coefficients)
+    dim = given.size(1) // num_blocks if layers_in else given.size(1)
+    inputs = [None if x is None else _native.storable(x) for x in (user, item)]
+    rows = [adjacency[0].numel() - 1, adjacency[3].numel() - 1]
+    summed = noise > 0 and not layers_out  # where the layers are added up one by one
+    width, dtype = num_blocks * dim if layers_out else dim, torch.float32 if summed else given.dtype
+    outputs = [given.new_empty(n, width, dtype=dtype) if need else None for n, need in zip(rows, needs, strict=True)]
+
+    segments = [(_native.address(s), 0 if s is None else s.size(0)) for s in adjacency[6:]]
+    num_segments = sum(count for _, count in segments)
+    table_dtype = torch.float32 if given.dtype == torch.float16 else given.dtype
+    row_bytes = -(-dim * table_dtype.itemsize // 32) * 32
+    tables = given.new_empty(2 * sum(rows), row_bytes // table_dtype.itemsize, dtype=table_dtype)
+    scales = given.new_empty(sum(rows), dtype=torch.float32)
+    partial = given.new_empty(num_segments, tables.size(1), dtype=torch.float32)
+    arrived = given.new_empty(num_segments, -(-row_bytes // 512), dtype=torch.int32)
+    _native.cuda_call(
+        given,
+        "propagate",
+        _native.csr(*adjacency[:3], rows[1]),
+        _native.csr(*adjacency[3:6], rows[0]),
+        *segments,
+        *map(_matrix, inputs),
+        dim,
+        dim if layers_in else 0,
+        dim if layers_out else 0,
+        coefficients,
+        self_loops,
+        _native.address(seed),
+        noise,
+        keep_prob,
+        *map(_matrix, outputs),
+        _native.matrix(tables),
+        scales.data_ptr(),
+        partial.data_ptr(),
+        arrived.data_ptr(),
+    )
+    return tuple(None if out is None else out.to(given.dtype) for out in outputs)
 
 
 def _matrix(t: Tensor | None) -> tuple[int, int, int, int, int] | None:

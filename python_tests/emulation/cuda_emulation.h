@@ -30,6 +30,10 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 namespace emulation {
 
 constexpr size_t kStack = 64 << 10;
@@ -288,6 +292,14 @@ T atomicOr(T* to, U value) {
 template <class T>
 T __ldg(const T* from) {
   return *from;
+}
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
+}
+template <class T>
+void __stwb(T* to, T value) {
+  *to = value;
 }
 
 inline float __uint_as_float(uint32_t bits) {

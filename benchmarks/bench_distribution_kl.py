@@ -2,45 +2,112 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sizes import (
-    COMPILED,
-    DISTINCT_USERS,
-    EAGER,
-    NUM_ITEMS,
-    NUM_USERS,
-    OURS,
-    assert_agree,
-    distinct,
-    loss_and_gradients,
-    table,
-)
+import torch.nn.functional as F
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, assert_agree, compiled, loss_and_gradients
 
 from prorec_fast import losses
 from prorec_fast.reference.distribution_kl import distribution_kl as reference
 
+CHUNKED = "eager, in chunks of rows"
+COMPILED_LSE = "torch.compile, lse - u.(P I)"
+LIGER = "Liger-Kernel"
+TAU = 0.2
+CHUNK = 256
 
-def providers(backward: bool = True, dim: int = 32, eps: float = 0.0, compiled: bool = True):
-    """The supervised reshaping of one step: DISTINCT_USERS users against all items, the teacher frozen."""
-    user, item = table(NUM_USERS, dim, 1), table(NUM_ITEMS, dim, 2)
-    teacher_tables = table(NUM_USERS, dim, 3).detach(), table(NUM_ITEMS, dim, 4).detach()
-    users = distinct(NUM_USERS, DISTINCT_USERS)
-    teacher = losses.TeacherDistribution(*teacher_tables)
+
+def providers(
+    at: Setting = AMAZON_BOOK,
+    backward: bool = True,
+    eps: float = 0.0,
+    divergence: str = "cross_entropy",
+    weighting: str = "entropy",
+):
+    """The supervised reshaping of one step: the batch's distinct users against all items, the teacher frozen."""
+    user, item = at.table(at.num_users, 1), at.table(at.num_items, 2)
+    teacher_tables = at.table(at.num_users, 3).detach(), at.table(at.num_items, 4).detach()
+    users = at.distinct(at.num_users, at.distinct_users)
+    options = {"eps": eps, "divergence": divergence, "weighting": weighting}
 
     def eager():
-        return reference(user, item, *teacher_tables, users=users, eps=eps)
+        return reference(user, item, *teacher_tables, users=users, **options)
+
+    def chunked():
+        """What is left where no users x items matrix fits: the gradients of one chunk of rows after another."""
+        total, grads = 0.0, [torch.zeros_like(t) for t in (user, item)]
+        for rows in users.split(CHUNK):
+            loss = reference(user, item, *teacher_tables, users=rows, reduction="sum", **options) / len(users)
+            total = total + loss.detach()
+            for grad, part in zip(grads, torch.autograd.grad(loss, [user, item]), strict=True):
+                grad += part
+        return [total, *grads]
+
+    found = {EAGER: loss_and_gradients(eager, [user, item], backward)}
+    if backward:
+        found[CHUNKED] = chunked
+    if at.exact:
+        return found
+    teacher = losses.TeacherDistribution(*teacher_tables)
 
     def ours():
-        return losses.distribution_kl(user, item, None, None, users=users, teacher=teacher, eps=eps)
+        return losses.distribution_kl(user, item, None, None, users=users, teacher=teacher, **options)
 
-    found = {EAGER: eager, OURS: ours}
-    if compiled:
-        found[COMPILED] = torch.compile(eager)
-    return {name: loss_and_gradients(loss, [user, item], backward) for name, loss in found.items()}
+    found[OURS] = loss_and_gradients(ours, [user, item], backward)
+    if not eps and weighting == "entropy":
+        for name, form in ((COMPILED, _log_softmax_form), (COMPILED_LSE, _lse_form)):
+            stock = compiled(form)
+            teacher_rows = teacher_tables[0][users], teacher_tables[1], teacher.lse[users], teacher.weight()[users]
+            found[name] = loss_and_gradients(
+                lambda stock=stock, rows=teacher_rows: stock(user, item, users, *rows), [user, item], backward
+            )
+    if divergence == "kl" and weighting == "none":
+        found[LIGER] = _liger(user, item, users, teacher_tables, backward)
+    return found
+
+
+def _scores(x, y):
+    return F.normalize(x) @ F.normalize(y).T / TAU
+
+
+def _log_softmax_form(user, item, users, teacher_user, teacher_item, teacher_lse, weight):
+    """The teacher's statistics are given, as they are to ours: only what changes is computed."""
+    p = (_scores(teacher_user, teacher_item) - teacher_lse[:, None]).exp()
+    return -(weight * (p * _scores(user[users], item).log_softmax(1)).sum(1)).mean()
+
+
+def _lse_form(user, item, users, teacher_user, teacher_item, teacher_lse, weight):
+    """The cross entropy as lse(s_u) - u . (P I): a product of matrices in place of a pass over two of them."""
+    p = (_scores(teacher_user, teacher_item) - teacher_lse[:, None]).exp().to(item.dtype)
+    x, y = F.normalize(user[users]), F.normalize(item)
+    return (weight * ((x @ y.T / TAU).logsumexp(1) - (x * (p @ y)).sum(1) / TAU)).mean()
+
+
+def _liger(user, item, users, teacher_tables, backward):
+    """Its fused linear Jensen-Shannon divergence, which at beta 0 is KL(teacher || student)."""
+    try:
+        from liger_kernel.transformers import LigerFusedLinearJSD
+    except ImportError as error:
+        return Unavailable(f"not importable ({error})")
+    loss = LigerFusedLinearJSD(jsd_beta=0.0, temperature=TAU)
+    teacher_user, teacher_item = F.normalize(teacher_tables[0][users]), F.normalize(teacher_tables[1])
+
+    def run():
+        return loss(F.normalize(user[users]), F.normalize(item), teacher_user, teacher_item, None)
+
+    return loss_and_gradients(run, [user, item], backward)
+
+
+def work(at: Setting, backward: bool = True, **_) -> tuple[int, int]:
+    """FLOP and least bytes: scores of both tables, and for gradients the student's again and two products with rows."""
+    pairs = at.distinct_users * at.num_items
+    size = 2 if at.precision == "bfloat16" else 4
+    read = 2 * (at.distinct_users + at.num_items) * at.dim * size
+    written = (at.num_users + at.num_items) * at.dim * size if backward else 0
+    return pairs * at.dim * (10 if backward else 4), read + written
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("provider", [EAGER, COMPILED, OURS])
+@pytest.mark.parametrize("provider", [EAGER, COMPILED, COMPILED_LSE, OURS])
 def test_distribution_kl(benchmark, provider, backward):
-    found = providers(backward, compiled=provider == COMPILED)
-    assert_agree(found)
+    found = providers(backward=backward)
+    assert_agree({name: found[name] for name in (EAGER, provider)})
     benchmark(found[provider])

@@ -1,41 +1,59 @@
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from sizes import COMPILED, EAGER, NUM_ITEMS, NUM_USERS, OURS, assert_agree, table
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, assert_agree, compiled
 
 from prorec_fast import BipartiteGraph, propagate
 from prorec_fast.reference.propagate import propagate as reference
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "amazon_book" / "interactions.npz"
 COO = "COO, uncoalesced"
-MKL = "CSR (MKL)"
 LAYERS = 3
 
 
-@cache
-def graph() -> BipartiteGraph:
-    """Amazon-Book's training edges, or as many synthetic ones where the data is absent."""
-    if DATA.exists():
-        data = np.load(DATA, allow_pickle=False)
-        return BipartiteGraph.from_csr(data["train_indptr"], data["train_indices"], int(data["shape"][1]))
+def csr_provider(at: Setting) -> str:
+    """The name of torch's CSR product: the vendor's library."""
+    return "CSR (cuSPARSE)" if at.device == "cuda" else "CSR (MKL)"
+
+
+def enriched(at: Setting) -> BipartiteGraph:
+    """The training graph and as many random edges as the published enrichment adds."""
+    graph = at.graph()
+    users, items = graph.edges()
     generator = torch.Generator().manual_seed(0)
-    users, items = ((torch.rand(123_000, generator=generator) ** 1.5 * rows).long() for rows in (NUM_USERS, NUM_ITEMS))
-    return BipartiteGraph.from_edges(users, items, NUM_USERS, NUM_ITEMS)
+    extra = [
+        torch.randint(n, (at.enriched_edges - graph.num_edges,), generator=generator).to(at.device)
+        for n in (at.num_users, at.num_items)
+    ]
+    users, items = (torch.cat(pair) for pair in zip((users, items), extra, strict=True))
+    return BipartiteGraph.from_edges(users, items, at.num_users, at.num_items)
 
 
-@cache
-def adjacency() -> torch.Tensor:
+def coo_adjacency(graph: BipartiteGraph, dtype: torch.dtype) -> torch.Tensor:
     """The normalised adjacency of users and items together, uncoalesced COO, as the field's released code makes it."""
-    users, items = graph().edges()
-    values = (graph().user_degree[users] * graph().item_degree[items]).double().rsqrt().float()
-    rows, columns = torch.cat([users, items + NUM_USERS]), torch.cat([items + NUM_USERS, users])
-    size = (NUM_USERS + NUM_ITEMS,) * 2
+    users, items = graph.edges()
+    values = (graph.user_degree[users] * graph.item_degree[items]).double().rsqrt().to(dtype)
+    rows, columns = torch.cat([users, items + graph.num_users]), torch.cat([items + graph.num_users, users])
+    size = (graph.num_users + graph.num_items,) * 2
     return torch.sparse_coo_tensor(torch.stack([rows, columns]), torch.cat([values, values]), size)
+
+
+def csr_adjacency(graph: BipartiteGraph, dtype: torch.dtype) -> torch.Tensor:
+    """The same, sorted, with int32 indices, which the vendors' products are fastest with."""
+    scale = [degree.double().clamp_min(1).rsqrt() for degree in (graph.user_degree, graph.item_degree)]
+    values = [
+        (torch.repeat_interleave(own, indptr.diff()) * other[indices.long()]).to(dtype)
+        for own, other, indptr, indices in (
+            (*scale, graph.user_indptr, graph.user_indices),
+            (*scale[::-1], graph.item_indptr, graph.item_indices),
+        )
+    ]
+    indptr = torch.cat([graph.user_indptr, graph.item_indptr[1:] + graph.num_edges]).int()
+    indices = torch.cat([graph.user_indices + graph.num_users, graph.item_indices])
+    size = (graph.num_users + graph.num_items,) * 2
+    return torch.sparse_csr_tensor(indptr, indices, torch.cat(values), size, check_invariants=False)
 
 
 class SymmetricProduct(torch.autograd.Function):
@@ -57,42 +75,59 @@ def stacked(product, user, item):
     for _ in range(LAYERS):
         x = product(x)
         total = total + x
-    return torch.split(total / (LAYERS + 1), [NUM_USERS, NUM_ITEMS])
+    return torch.split(total / (LAYERS + 1), [len(user), len(item)])
 
 
-def providers(backward: bool = True, dim: int = 32, compiled: bool = True):
-    inputs = [table(NUM_USERS, dim, 1), table(NUM_ITEMS, dim, 2)]
-    grads = [table(NUM_USERS, dim, 3).detach(), table(NUM_ITEMS, dim, 4).detach()]
-    coo, csr = adjacency(), adjacency().coalesce().to_sparse_csr()
+def providers(at: Setting = AMAZON_BOOK, backward: bool = True, both: bool = False):
+    """The layers of the training graph or, as in a ProMax step, of `both` it and the enriched one."""
+    inputs = [at.table(at.num_users, 1), at.table(at.num_items, 2)]
+    graphs = [at.graph(), enriched(at)] if both else [at.graph()]
+    grads = [at.table(n, seed).detach() for seed in range(3, 3 + len(graphs)) for n in (at.num_users, at.num_items)]
 
-    def eager(user, item):
-        return reference(graph(), user, item, LAYERS)
-
-    found = {
-        EAGER: eager,
-        OURS: lambda user, item: propagate(graph(), user, item, LAYERS),
-        COO: lambda user, item: stacked(lambda x: torch.sparse.mm(coo, x), user, item),
-        MKL: lambda user, item: stacked(lambda x: SymmetricProduct.apply(csr, x), user, item),
-    }
-    if compiled:
-        found[COMPILED] = torch.compile(eager, dynamic=False)
-
-    def runner(layers):
+    def runner(*layers):
         def run():
             with torch.set_grad_enabled(backward):
-                outputs = layers(*inputs)
+                outputs = [table for one in layers for table in one(*inputs)]
                 gradients = torch.autograd.grad(outputs, inputs, grads) if backward else ()
             return [*(t.detach() for t in outputs), *gradients]
 
         return run
 
-    return {name: runner(layers) for name, layers in found.items()}
+    def eager(graph):
+        return lambda user, item: reference(graph, user, item, LAYERS)
+
+    def coo(graph):
+        adjacency = coo_adjacency(graph, inputs[0].dtype)
+        return lambda user, item: stacked(lambda x: torch.sparse.mm(adjacency, x), user, item)
+
+    def csr(graph):
+        adjacency = csr_adjacency(graph, inputs[0].dtype)
+        return lambda user, item: stacked(lambda x: SymmetricProduct.apply(adjacency, x), user, item)
+
+    def ours(graph):
+        return lambda user, item: propagate(graph, user, item, LAYERS)
+
+    forms = {EAGER: eager, OURS: ours, csr_provider(at): csr, COO: coo, COMPILED: lambda graph: compiled(eager(graph))}
+    return {name: runner(*map(form, graphs)) for name, form in forms.items()}
+
+
+def large_providers(at: Setting, backward: bool = True):
+    """Where a row for every edge does not fit: the vendor's product, in float64 the definition, and ours."""
+    found = providers(at, backward)
+    return {name: found[name] for name in (csr_provider(at), OURS)}
+
+
+def work(at: Setting, backward: bool = True, both: bool = False) -> tuple[int, int]:
+    """FLOP, and the bytes of the rows gathered for every edge."""
+    edges = at.graph().num_edges + (enriched(at).num_edges if both else 0)
+    rows = 2 * edges * LAYERS * (2 if backward else 1)
+    return 2 * rows * at.dim, rows * at.dim * (2 if at.precision == "bfloat16" else 4)
 
 
 @pytest.mark.parametrize("dim", [32, 64, 128])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("provider", [EAGER, COMPILED, COO, MKL, OURS])
+@pytest.mark.parametrize("provider", [EAGER, COMPILED, COO, csr_provider(AMAZON_BOOK), OURS])
 def test_propagate(benchmark, provider, backward, dim):
-    found = providers(backward, dim, compiled=provider == COMPILED)
-    assert_agree(found)
+    found = providers(replace(AMAZON_BOOK, dim=dim), backward)
+    assert_agree({name: found[name] for name in (EAGER, provider)})
     benchmark(found[provider])

@@ -2,40 +2,45 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench_topk import STOCK, TEST_EDGES, TEST_USERS, interactions, rankers
-from sizes import EAGER, NUM_ITEMS, NUM_USERS, OURS, assert_agree, distinct
+from bench_topk import STOCK, rankers, work
+from sizes import AMAZON_BOOK, EAGER, OURS, Setting, assert_agree
 
 import prorec_fast
 from prorec_fast.reference.ranking_metrics import ranking_metrics as reference
 from prorec_fast.reference.topk import row_entries
 
+__all__ = ["evaluation_providers", "providers", "work"]
+
 KS = (10, 20)
 
 
-def truth() -> tuple[torch.Tensor, torch.Tensor]:
+def truth(at: Setting) -> tuple[torch.Tensor, torch.Tensor]:
     """CSR rows of the test users' held-out items."""
-    row, item = row_entries(*interactions(TEST_EDGES, 4).csr(), distinct(NUM_USERS, TEST_USERS))
-    return prorec_fast.BipartiteGraph.from_edges(row, item, TEST_USERS, NUM_ITEMS).csr()
+    users = at.distinct(at.num_users, at.test_users)
+    row, item = row_entries(*at.interactions(at.test_edges, 4).csr(), users)
+    return prorec_fast.BipartiteGraph.from_edges(row, item, at.test_users, at.num_items).csr()
 
 
-def measures(rows: tuple[torch.Tensor, torch.Tensor]):
+def measures(at: Setting):
+    rows = truth(at)
+
     def ours(items: torch.Tensor) -> torch.Tensor:
-        metrics = prorec_fast.ranking_metrics(items, rows, KS, num_items=NUM_ITEMS)
+        metrics = prorec_fast.ranking_metrics(items, rows, KS, num_items=at.num_items)
         return torch.stack(list(metrics.values())).view(len(KS), -1)
 
-    return {EAGER: lambda items: reference(items, rows, NUM_ITEMS, KS).float(), OURS: ours}
+    return {EAGER: lambda items: reference(items, rows, at.num_items, KS).float(), OURS: ours}
 
 
-def providers(compiled: bool = False):
+def providers(at: Setting = AMAZON_BOOK):
     """The metrics of given lists. The reference selects rows by content, so torch.compile has nothing to fuse."""
-    items = rankers(32, max(KS), compiled=False)[OURS]()[1]
-    return {name: lambda measure=measure: [measure(items)] for name, measure in measures(truth()).items()}
+    items = rankers(at, max(KS))[OURS]()[1]
+    return {name: lambda measure=measure: [measure(items)] for name, measure in measures(at).items()}
 
 
-def evaluation_providers(compiled: bool = True):
+def evaluation_providers(at: Setting = AMAZON_BOOK):
     """A whole evaluation: ranking and metrics."""
-    rank, measure = rankers(32, max(KS), compiled), measures(truth())
-    pairs = {name: (rank[name], measure[OURS if name == OURS else EAGER]) for name in rank}
+    rank, measure = rankers(at, max(KS)), measures(at)
+    pairs = {STOCK: (rank[STOCK], measure[EAGER]), OURS: (rank[OURS], measure[OURS])}
     return {name: lambda pair=pair: [pair[1](pair[0]()[1])] for name, pair in pairs.items()}
 
 
@@ -48,6 +53,6 @@ def test_ranking_metrics(benchmark, provider):
 
 @pytest.mark.parametrize("provider", [STOCK, OURS])
 def test_evaluation(benchmark, provider):
-    found = evaluation_providers(compiled=False)
+    found = evaluation_providers()
     assert_agree(found, tolerance=1e-3)  # where two scores differ by a rounding, either may come first
     benchmark(found[provider])

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch.nn.functional as F
-from bench_topk import STOCK, TRAIN_EDGES, interactions
-from sizes import EAGER, NUM_ITEMS, NUM_USERS, OURS, assert_agree, table
+from bench_topk import STOCK
+from sizes import AMAZON_BOOK, EAGER, OURS, Setting, assert_agree
 
 from prorec_fast import retrieval
 from prorec_fast.ops.pair_scores import pair_scores
@@ -13,9 +13,9 @@ from prorec_fast.reference.pair_scores import pair_scores as pair_scores_referen
 SIMILAR = 10
 
 
-def similar_users_providers(dim: int = 384, compiled: bool = False):
+def similar_users_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
     """By the cosines of the lists: where two cosines differ by a rounding, either may come first."""
-    profiles = table(NUM_USERS, dim, 1).detach()
+    profiles = at.table(at.num_users, 1, dim).detach()
     unit = F.normalize(profiles)
 
     def stock():
@@ -26,20 +26,20 @@ def similar_users_providers(dim: int = 384, compiled: bool = False):
     return {name: lambda run=run: [(unit[run()] @ unit[:, :, None])[:, :, 0]] for name, run in found.items()}
 
 
-def candidate_items_providers(compiled: bool = False):
+def candidate_items_providers(at: Setting = AMAZON_BOOK):
     """Exact. The sizes depend on the contents, so torch.compile has nothing to fuse."""
-    graph = interactions(TRAIN_EDGES, 3)
-    similar = retrieval.similar_users(table(NUM_USERS, 32, 1).detach(), SIMILAR)
+    graph = at.graph()
+    similar = retrieval.similar_users(at.table(at.num_users, 1).detach(), SIMILAR)
     return {
-        EAGER: lambda: list(candidate_items_reference(*graph.csr(), NUM_ITEMS, similar)),
+        EAGER: lambda: list(candidate_items_reference(*graph.csr(), at.num_items, similar)),
         OURS: lambda: list(retrieval.candidate_items(graph, similar)),
     }
 
 
-def pair_scores_providers(dim: int = 384, compiled: bool = False):
+def pair_scores_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
     """The cosines of every user's candidates."""
-    user, item = table(NUM_USERS, dim, 1).detach(), table(NUM_ITEMS, dim, 2).detach()
-    rows = candidate_items_providers()[OURS]()[:2]
+    user, item = at.table(at.num_users, 1, dim).detach(), at.table(at.num_items, 2, dim).detach()
+    rows = candidate_items_providers(at)[OURS]()[:2]
     return {
         EAGER: lambda: [pair_scores_reference(user, item, *rows)],
         OURS: lambda: [pair_scores(user, item, *rows)],

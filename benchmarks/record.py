@@ -1,0 +1,139 @@
+"""The results file: a machine, its ceilings, and what was measured on it. As a program, prints a short table of a file,
+or with --name what this GPU's file is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures belong to: the processor or the GPU, and every version that they depend on."""
+    import prorec_fast
+    from prorec_fast import _native
+
+    model = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    found = {
+        "processor": model,
+        "threads": torch.get_num_threads(),
+        "instruction set": _native.extension().isa(),
+        "torch": torch.__version__,
+        "prorec_fast": prorec_fast.__version__,
+        "commit": _commit(),
+    }
+    return found | (_gpu() if device == "cuda" else {})
+
+
+def _commit() -> str:
+    """Of the working tree; where that came without its history, GIT_COMMIT says it."""
+    here = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    if shutil.which("git"):
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **here)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return os.environ.get("GIT_COMMIT", "unknown")
+
+
+def _gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(0)
+    driver = "unknown"
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.strip() or driver
+    triton = None
+    if find_spec("triton"):
+        import triton as installed
+
+        triton = installed.__version__
+    return {
+        "gpu": properties.name,
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_mib": properties.total_memory // 2**20,
+        "l2_mib": properties.L2_cache_size / 2**20,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "triton": triton,
+    }
+
+
+def default_file(device: str, folder: Path = RESULTS) -> Path:
+    name = f"cpu-{platform.machine()}"
+    if device == "cuda":
+        name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-")
+    return folder / f"{name}.json"
+
+
+class Record:
+    """A results file as it grows; what it had stays where machine and commit are the same."""
+
+    def __init__(self, file: Path, device: str) -> None:
+        self.file, here = file, machine(device)
+        earlier = json.loads(file.read_text()) if file.exists() else {}
+        self.content: dict[str, Any] = earlier if earlier.get("machine") == here else {"machine": here, "results": {}}
+
+    def add(self, key: str, name: str, value: Any) -> None:
+        """Sets content[key][name], or drops it where there is nothing to say, and writes the file in one step."""
+        section = self.content.setdefault(key, {})
+        section.pop(name, None)
+        if value:
+            section[name] = value
+        if not section and key != "results":
+            del self.content[key]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.content, indent=1) + "\n")
+        os.replace(temporary, self.file)
+
+
+def table(content: dict[str, Any]) -> list[str]:
+    """A line for each case, in the last of its modes that ours was timed in: ours beside the fastest other provider."""
+    from sizes import OURS
+
+    named = ("gpu", "torch", "commit")
+    lines = [", ".join(f"{key} {value}" for key, value in content["machine"].items() if key in named)]
+    lines += [f"  {name} {value:.4g}" for name, value in content.get("ceilings", {}).items()]
+    for case, modes in content["results"].items():
+        mode, found = next(((m, f) for m, f in reversed(modes.items()) if OURS in f), ("", {}))
+        if not found:
+            continue
+        ours = found[OURS]
+        line = f"{case} [{mode}]: {ours['median_ms']:.4g} ms"
+        if "tflops" in ours:
+            line += f", {ours['tflops']:.4g} TFLOP/s, {ours['gb_per_s']:.4g} GB/s"
+        others = {name: f["median_ms"] for name, f in found.items() if not name.startswith(OURS)}
+        if others:
+            best = min(others, key=others.__getitem__)
+            line += f"; {best} {others[best]:.4g} ms ({others[best] / ours['median_ms']:.3g} x)"
+        lines.append(line)
+    lines += [f"{case}: FAILED: {why}" for case, why in content.get("failed", {}).items()]
+    for name, found in content.get("end_to_end", {}).items():
+        epoch = found["epoch_s"]["every loss"] or found["epoch_s"]["warm-up"]
+        whole = found["start_to_test_s"]
+        lines.append(
+            f"{name}: {epoch['median']:.4g} s an epoch, "
+            + ("not converged" if whole is None else f"{whole:.4g} s from start to test")
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--name"]:
+        print(default_file("cuda").name)
+    else:
+        print(*table(json.loads(Path(sys.argv[1]).read_text())), sep="\n")

@@ -1,0 +1,142 @@
+"""How providers are timed: in rounds of one call each, interleaved, by the clock of their device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sizes import Provider
+
+from prorec_fast.train.step import WARMUP_STEPS, CudaGraphs
+
+LIMIT_MS = 4000.0  # what a provider may take of a mode; at least MIN_ROUNDS are measured
+MIN_ROUNDS = 3
+
+
+class WallClock:
+    """The CPU's: each call after one more of the same provider, so that it finds the caches as it leaves them."""
+
+    def __init__(self, mode: str = "default") -> None:
+        self.modes = (mode,)
+
+    def runs(self, mode: str, found: dict[str, Provider]) -> tuple[dict[str, Provider], dict[str, str]]:
+        return found, {}
+
+    def prepare(self, mode: str, run: Provider) -> None:
+        run()
+
+    def timed(self, run: Provider) -> float:
+        start = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - start)
+
+    def milliseconds(self, taken: list[float]) -> list[float]:
+        return taken
+
+    def extra_memory(self, run: Provider) -> int | None:
+        return None
+
+
+class DeviceClock:
+    """A CUDA device's, by events: "called" from Python, with the gaps that this leaves, and "captured" in a CUDA graph
+    and replayed; with what the call before left in L2, and with another buffer written over it."""
+
+    def __init__(self, device: torch.device, small: bool = True) -> None:
+        self.modes = ("called, L2 warm", "called, L2 flushed", "captured, L2 warm", "captured, L2 flushed")
+        if not small:
+            self.modes = self.modes[:1]
+        l2 = torch.cuda.get_device_properties(device).L2_cache_size
+        self.larger_than_l2 = torch.empty(2 * l2, dtype=torch.uint8, device=device)
+        self.graphs: tuple[dict[str, Provider], dict[str, str]] | None = None
+
+    def runs(self, mode: str, found: dict[str, Provider]) -> tuple[dict[str, Provider], dict[str, str]]:
+        """What to call in a mode, and why some cannot be."""
+        if mode.startswith("called"):
+            return found, {}
+        if self.graphs is None:
+            self.graphs = {}, {}
+            for name, run in found.items():
+                try:
+                    self.graphs[0][name] = captured(run)
+                except (RuntimeError, AssertionError) as error:
+                    self.graphs[1][name] = f"not captured: {first_line(error)}"
+        return self.graphs
+
+    def prepare(self, mode: str, run: Provider) -> None:
+        if mode.endswith("warm"):
+            run()
+        else:
+            self.larger_than_l2.zero_()
+
+    def timed(self, run: Provider) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        stop.record()
+        return start, stop
+
+    def milliseconds(self, taken: list[Any]) -> list[float]:
+        torch.cuda.synchronize()
+        return [start.elapsed_time(stop) for start, stop in taken]
+
+    def extra_memory(self, run: Provider) -> int | None:
+        """The most bytes that a call held at once, its results among them."""
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+
+def captured(run: Provider) -> Provider:
+    """`run` as a CUDA graph's replay. A call that waits for the device is found out before a capture that it would
+    break, and with it the process."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graphs, results = CudaGraphs(torch.device("cuda", torch.cuda.current_device())), []
+    for _ in range(WARMUP_STEPS):
+        graphs.warm_up(run)
+    graph = graphs.capture(lambda: results.extend(run()), None)
+
+    def replay() -> list[torch.Tensor]:
+        graph.replay()
+        return results
+
+    return replay
+
+
+def time_providers(runs: dict[str, Provider], clock: WallClock | DeviceClock, mode: str, rounds: int):
+    """{provider: milliseconds of each of its rounds}."""
+    counts = {}
+    for name, run in runs.items():
+        once = clock.milliseconds([clock.timed(run)])[0]
+        counts[name] = min(rounds, max(MIN_ROUNDS, int(LIMIT_MS / max(once, 1e-3))))
+    taken: dict[str, list] = {name: [] for name in runs}
+    for done in range(rounds):
+        for name, run in runs.items():
+            if done < counts[name]:
+                clock.prepare(mode, run)
+                taken[name].append(clock.timed(run))
+    return {name: clock.milliseconds(values) for name, values in taken.items()}
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    ordered = sorted(times)
+    return {"median_ms": ordered[len(ordered) // 2], "min_ms": ordered[0], "max_ms": ordered[-1]}
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def median_ms(run: Callable[[], Any], clock: WallClock | DeviceClock, rounds: int) -> float:
+    """Of warm calls."""
+    run()
+    return summary(time_providers({"": run}, clock, clock.modes[0], rounds)[""])["median_ms"]

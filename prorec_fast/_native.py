@@ -65,9 +65,12 @@ def device_has_kernel(language: str, *tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" for t in tensors)
 
 
-@torch.compiler.assume_constant_result
 def _serves(language: str, device: int) -> bool:
     return _usable(language, device)  # marked itself, what is cached would be traced all the same
+
+
+# What torch.compiler.assume_constant_result does, but that imports the compiler.
+_serves._dynamo_marked_constant = True
 
 
 @cache

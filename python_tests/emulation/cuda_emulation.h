@@ -1,7 +1,7 @@
 // A grid of CUDA threads on one host thread, for testing kernels where there is no device. Blocks run one after another;
 // a block's threads are fibers that run until they meet a barrier or a warp-wide exchange. Fibers take their turns in
-// an order that changes, so that code which lacks a barrier gives a wrong answer. A barrier that some threads never
-// reach, an exchange with a lane that has left and a trap are errors.
+// an order that changes, and warps are held back by chance, so that code which lacks a barrier gives a wrong answer. A
+// barrier that some threads never reach, an exchange with a lane that has left and a trap are errors.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -153,12 +153,20 @@ inline void run_block(uint32_t& random) {
     b.fibers[t].started = false;
     b.fibers[t].index = dim3(t % block_dim().x, t / block_dim().x % block_dim().y, t / block_dim().x / block_dim().y);
   }
+  bool held_back;
   do {
     random = random * 1664525u + 1013904223u;
     const int start = static_cast<int>(random >> 8) % threads, step = random >> 31 ? 1 : threads - 1;
-    for (int n = 0, t = start; n < threads; ++n, t = (t + step) % threads)
-      if (b.fibers[t].state == Fiber::kReady) resume(t);
-  } while (b.error.empty() && release());
+    const uint32_t held_warps = random * 2654435769u & (random ^ random << 13) * 2246822519u;  // about one in four
+    held_back = false;
+    for (int n = 0, t = start; n < threads; ++n, t = (t + step) % threads) {
+      if (b.fibers[t].state != Fiber::kReady) continue;
+      if (held_warps >> (t / kWarpSize % 32) & 1)
+        held_back = true;
+      else
+        resume(t);
+    }
+  } while (b.error.empty() && (release() || held_back));
   for (const Fiber& fiber : b.fibers)
     if (fiber.state != Fiber::kDone && b.error.empty()) b.error = "threads wait at a barrier that others never reach";
 }
@@ -263,6 +271,15 @@ inline int __syncthreads_or(int predicate) {
   any |= predicate != 0;
   __syncthreads();
   return any;
+}
+inline int __syncthreads_count(int predicate) {
+  static int count;
+  __syncthreads();
+  count = 0;
+  __syncthreads();
+  count += predicate != 0;
+  __syncthreads();
+  return count;
 }
 
 template <class T, class U>

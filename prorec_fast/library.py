@@ -18,9 +18,9 @@ from prorec_fast.ops.distribution_kl import DISTRIBUTION_KL
 from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_cpu
 from prorec_fast.ops.info_nce import CROSS_VIEW_INFO_NCE, INFO_NCE
 from prorec_fast.ops.propagate import propagate_kernel, transposed
-from prorec_fast.ops.ranking_metrics import ranking_metrics_cpu
+from prorec_fast.ops.ranking_metrics import ranking_metrics_kernel
 from prorec_fast.ops.sample_negatives import sample_negatives_kernel
-from prorec_fast.ops.topk import topk_cpu
+from prorec_fast.ops.topk import topk_kernel
 from prorec_fast.reference.ranking_metrics import METRICS
 
 
@@ -152,7 +152,7 @@ propagate.register_autograd(_propagate_backward, setup_context=_propagate_setup)
 def topk(
     user: Tensor, item: Tensor, k: int, indptr: Tensor | None, indices: Tensor | None, users: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return topk_cpu(user, item, k, indptr, indices, users)
+    return topk_kernel(user, item, k, indptr, indices, users)
 
 
 @topk.register_fake
@@ -163,7 +163,7 @@ def _(user, item, k, indptr, indices, users):
 
 @torch.library.custom_op("prorec_fast::ranking_metrics", mutates_args=())
 def ranking_metrics(items: Tensor, indptr: Tensor, indices: Tensor, num_items: int, ks: Sequence[int]) -> Tensor:
-    return ranking_metrics_cpu(items, indptr, indices, num_items, ks)
+    return ranking_metrics_kernel(items, indptr, indices, num_items, ks)
 
 
 @ranking_metrics.register_fake

@@ -1,7 +1,9 @@
 """Full-ranking evaluation: the best items of every user, and the metrics of those lists.
 
-On the CPU, float32, bfloat16 and float16 run compiled kernels; float64 and other devices run the plain PyTorch
-definition in `prorec_fast.reference`. Neither function is differentiable: what they return is detached.
+On the CPU and on CUDA devices, float32, bfloat16 and float16 run compiled kernels; float64, other devices and, on CUDA
+devices, lists or cut-offs beyond 2048 run the plain PyTorch definition in `prorec_fast.reference`. On CUDA devices the
+kernels never wait for the device, and CUDA graphs can hold them; an index out of range there is a device-side error.
+Neither function is differentiable: what they return is detached.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ def topk(
     """The k items with the largest inner products for each user, exactly, without a matrix of users by items.
 
     Items come by descending score, equal scores by ascending index. Scores are summed in float32 (float64 for
-    float64 inputs) and ordered so before they are rounded to the inputs' dtype. An item whose score is NaN or -inf is
-    never ranked. The result does not depend on the number of threads.
+    float64 inputs; on CUDA devices torch's TF32 switch holds for the products) and ordered so before they are rounded
+    to the inputs' dtype. An item whose score is NaN or -inf is never ranked. The result does not depend on the number
+    of threads.
 
     Args:
         user: [M, d] floating.

@@ -1,7 +1,6 @@
 #include "ops/ranking_metrics.h"
 
-#include <cmath>
-
+#include "common/ranked_hits.h"
 #include "common/workspace.h"
 #include "cpu/rows.h"
 
@@ -9,19 +8,7 @@ namespace prorec {
 namespace PRF_ISA {
 namespace {
 
-constexpr int kUserMetrics = kNumRankingMetrics - 1;  // those that are means over users
-constexpr int64_t kRows = 256;                        // rows a task, whose sums are added in one order
-
-PRF_INLINE bool contains(const int32_t* sorted, int64_t n, int64_t item) {
-  while (n > 8) {
-    const int64_t half = n / 2;
-    sorted += sorted[half] <= item ? half : 0;
-    n -= half;
-  }
-  bool found = false;
-  for (int64_t i = 0; i < n; ++i) found |= sorted[i] == item;
-  return found;
-}
+constexpr int64_t kRows = 256;  // rows a task, whose sums are added in one order
 
 }  // namespace
 
@@ -40,7 +27,7 @@ void ranking_metrics(const RankingMetricsArgs& a) {
 
   ideal[0] = 0;
   for (int64_t r = 0; r < K; ++r) {
-    gain[r] = 1 / std::log2(static_cast<double>(r + 2));
+    gain[r] = rank_gain(r);
     ideal[r + 1] = ideal[r] + gain[r];
   }
   for (int64_t i = 0; i < threads * N; ++i) best_rank[i] = static_cast<int32_t>(K);
@@ -55,8 +42,8 @@ void ranking_metrics(const RankingMetricsArgs& a) {
       const int64_t relevant = a.truth.indptr[u + 1] - a.truth.indptr[u];
       if (relevant == 0) continue;
       ++counted[task];
-      int64_t hits = 0, first_hit = 0, at = 0;
-      double dcg = 0, precisions = 0;
+      RankedHits found{};
+      int64_t at = 0;
       for (int64_t c = 0; c < a.num_ks; ++c) {
         // Cut-offs come ascending, so each one carries on where the one before stopped.
         const int64_t k = a.ks[c];
@@ -64,20 +51,9 @@ void ranking_metrics(const RankingMetricsArgs& a) {
           const int64_t item = a.items[u * K + at];
           if (item < 0) continue;
           if (seen[item] > at) seen[item] = static_cast<int32_t>(at);
-          if (!contains(truth, relevant, item)) continue;
-          ++hits;
-          if (first_hit == 0) first_hit = at + 1;
-          dcg += gain[at];
-          precisions += static_cast<double>(hits) / static_cast<double>(at + 1);
+          if (contains(truth, relevant, item)) add_hit(found, at, gain[at]);
         }
-        const int64_t possible = relevant < k ? relevant : k;
-        double* to = sum + c * kUserMetrics;
-        to[0] += static_cast<double>(hits) / static_cast<double>(relevant);
-        to[1] += dcg / ideal[possible];
-        to[2] += static_cast<double>(hits) / static_cast<double>(k);
-        to[3] += first_hit ? 1.0 / static_cast<double>(first_hit) : 0.0;
-        to[4] += hits ? 1.0 : 0.0;
-        to[5] += precisions / static_cast<double>(possible);
+        add_metrics(found, k, relevant, ideal, sum + c * kUserMetrics);
       }
     }
   });

@@ -1,24 +1,11 @@
 // Candidates of a ranking as single integers, selected and sorted without branches on their values, which would be
 // mispredicted every other time.
 #pragma once
+#include "common/ranking_key.h"
 #include "cpu/simd.h"
 
 namespace prorec {
 namespace PRF_ISA {
-
-// Orders by (score descending, item ascending): the larger key is the better. Keys of one row are distinct.
-using Key = uint64_t;
-
-PRF_INLINE Key make_key(float score, int64_t item) {
-  const uint32_t raw = bits<uint32_t>(score + 0.f);  // -0 becomes 0: they are equal scores
-  const uint32_t ordered = raw >> 31 ? ~raw : raw | 0x80000000u;
-  return static_cast<Key>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(item));
-}
-PRF_INLINE float key_score(Key key) {
-  const uint32_t ordered = static_cast<uint32_t>(key >> 32);
-  return bits<float>(ordered >> 31 ? ordered & 0x7fffffffu : ~ordered);
-}
-PRF_INLINE int64_t key_item(Key key) { return 0xffffffffu - static_cast<uint32_t>(key); }
 
 PRF_INLINE void swap_keys(Key& a, Key& b) {
   const Key t = a;

@@ -1,4 +1,6 @@
 // The CUDA kernels for Python: addresses and sizes in, launches on the stream that comes last.
+#include <algorithm>
+
 #include "binding_types.h"
 #include "cuda/kernels.h"
 
@@ -39,11 +41,30 @@ void propagate(const py::tuple& user_rows, const py::tuple& item_rows, const py:
                   as_stream(stream));
 }
 
+void ranking_metrics(Address items, int64_t rows, int64_t cols, const py::tuple& truth, int64_t num_truth,
+                     const std::vector<int>& ks, Address first_rank, Address parts, int blocks, Address table,
+                     Address stream) {
+  if (ks.size() > kMaxCutOffs) throw std::invalid_argument("ranking_metrics: more cut-offs than a launch takes");
+  RankingMetricsCudaArgs args = {pointer<const int64_t>(items), rows, cols, csr(truth), num_truth, {},
+                                 static_cast<int>(ks.size()), pointer<int32_t>(first_rank), pointer<double>(parts),
+                                 blocks, pointer<double>(table)};
+  std::copy(ks.begin(), ks.end(), args.ks);
+  cuda::ranking_metrics(args, as_stream(stream));
+}
+
 void sample_negatives(const py::tuple& rows, Address users, int64_t batch, int64_t num, Address cumulative, Address seed,
                       Address out, Address stream) {
   cuda::sample_negatives({csr(rows), pointer<const int64_t>(users), pointer<const int64_t>(cumulative), batch, num,
                           pointer<const int64_t>(seed), pointer<int64_t>(out)},
                          as_stream(stream));
+}
+
+void topk(const py::tuple& scores, int first_item, const py::tuple& exclude, int64_t num_excluded, Address users,
+          int64_t first_row, int splits, int kept, int64_t k, Address carried, Address out_scores, Address out_items,
+          Address stream) {
+  cuda::topk({matrix(scores), first_item, csr(exclude), num_excluded, pointer<const int64_t>(users), first_row, splits,
+              kept, k, pointer<uint64_t>(carried), pointer<float>(out_scores), pointer<int64_t>(out_items)},
+             as_stream(stream));
 }
 
 }  // namespace
@@ -53,7 +74,9 @@ void bind_cuda(py::module_& m) {
   m.def("candidate_items", &candidate_items);
   m.def("pair_scores", &pair_scores);
   m.def("propagate", &propagate);
+  m.def("ranking_metrics", &ranking_metrics);
   m.def("sample_negatives", &sample_negatives);
+  m.def("topk", &topk);
 }
 
 #ifdef PRF_EMULATION

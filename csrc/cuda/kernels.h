@@ -5,7 +5,9 @@
 #include "ops/candidate_items.h"
 #include "ops/pair_scores.h"
 #include "ops/propagate.h"
+#include "ops/ranking_metrics.h"
 #include "ops/sample_negatives.h"
+#include "ops/topk.h"
 
 namespace prorec {
 namespace cuda {
@@ -18,7 +20,9 @@ std::string problem(int device);
 void candidate_items(const CandidateItemsArgs&, Stream);
 void pair_scores(const PairScoresArgs&, Stream);
 void propagate(const PropagateCudaArgs&, Stream);
+void ranking_metrics(const RankingMetricsCudaArgs&, Stream);
 void sample_negatives(const SampleNegativesCudaArgs&, Stream);
+void topk(const TopkCudaArgs&, Stream);
 
 }  // namespace cuda
 }  // namespace prorec

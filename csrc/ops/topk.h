@@ -16,4 +16,23 @@ struct TopkArgs {
   int threads;
 };
 
+// The selection on a device, from the scores of some rows against the items from first_item on. The calls for the same
+// rows come with the items ascending; what a row has found so far is handed on in `carried`.
+struct TopkCudaArgs {
+  MatrixView scores;  // [B, items here] float32, written to; its address and its stride are multiples of four elements
+  int first_item;
+  CsrView exclude;       // [M, N]; indptr null: nothing
+  int64_t num_excluded;  // entries of exclude.indices
+  const int64_t* users;  // [B], or null: rows first_row, ..
+  int64_t first_row;
+  int splits;         // blocks that share a row
+  int kept;           // candidates a row keeps: min(k, N), at most kMaxSelected
+  int64_t k;          // places in an output row
+  uint64_t* carried;  // [B, splits, kept]; null where one call without splits sees all items
+  float* out_scores;  // [B, k], written by the call that sees the last item
+  int64_t* out_items;
+};
+
+constexpr int kMaxSelected = 2048;
+
 }  // namespace prorec

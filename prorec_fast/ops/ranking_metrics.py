@@ -12,6 +12,9 @@ from prorec_fast.ops.csr import csr_rows
 from prorec_fast.reference.ranking_metrics import METRICS
 from prorec_fast.reference.ranking_metrics import ranking_metrics as ranking_metrics_reference
 
+_MAX_CUT_OFFS, _MAX_CUT_OFF = 16, 2048  # of a launch on a device
+_BLOCKS, _ROWS = 1024, 8  # blocks at most on a device, and the rows a block takes at a time
+
 
 def ranking_metrics(
     items: Tensor, truth: Any, ks: Sequence[int] = (10, 20), *, num_items: int | None = None
@@ -27,14 +30,20 @@ def ranking_metrics(
     num_items = num_items if columns is None else columns
     if num_items is None:
         raise ValueError("num_items: want the number of items where truth is (indptr, indices), got None")
-    if items.device.type != "cpu":
+    beyond = _native.on_cuda(items) and max(ks, default=0) > _MAX_CUT_OFF
+    if not _native.device_has_kernel("cuda", items) or beyond:
         table = ranking_metrics_reference(items, (indptr, indices), num_items, ks)
     elif torch.compiler.is_compiling():
         table = torch.ops.prorec_fast.ranking_metrics(items, indptr, indices, num_items, ks)
     else:
-        table = ranking_metrics_cpu(items, indptr, indices, num_items, ks)
+        table = ranking_metrics_kernel(items, indptr, indices, num_items, ks)
     rows = [row.unbind() for row in table.float().unbind()]
     return {f"{name}@{k}": rows[i][j] for i, k in enumerate(ks) for j, name in enumerate(METRICS)}
+
+
+def ranking_metrics_kernel(items: Tensor, indptr: Tensor, indices: Tensor, num_items: int, ks: Sequence[int]) -> Tensor:
+    launch = ranking_metrics_cuda if _native.on_cuda(items) else ranking_metrics_cpu
+    return launch(items, indptr, indices, num_items, ks)
 
 
 def ranking_metrics_cpu(items: Tensor, indptr: Tensor, indices: Tensor, num_items: int, ks: Sequence[int]) -> Tensor:
@@ -52,3 +61,27 @@ def ranking_metrics_cpu(items: Tensor, indptr: Tensor, indices: Tensor, num_item
         _native.threads(),
     )
     return table[[ascending.index(k) for k in ks]]
+
+
+def ranking_metrics_cuda(items: Tensor, indptr: Tensor, indices: Tensor, num_items: int, ks: Sequence[int]) -> Tensor:
+    items = _native.index("items", items, num_items, low=-1)
+    blocks = min(_BLOCKS, max(1, -(-items.size(0) // _ROWS)))
+    table = items.new_empty((len(ks), len(METRICS)), dtype=torch.float64)
+    for start in range(0, len(ks), _MAX_CUT_OFFS):
+        some = list(ks[start : start + _MAX_CUT_OFFS])
+        first_rank = items.new_full((num_items,), items.size(1), dtype=torch.int32)
+        parts = items.new_empty((blocks, len(some) * len(METRICS) + 1), dtype=torch.float64)
+        _native.cuda_call(
+            items,
+            "ranking_metrics",
+            items.data_ptr(),
+            *items.shape,
+            _native.csr(indptr, indices, None, num_items),
+            indices.numel(),
+            some,
+            first_rank.data_ptr(),
+            parts.data_ptr(),
+            blocks,
+            table[start:].data_ptr(),
+        )
+    return table

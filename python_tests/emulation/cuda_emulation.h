@@ -1,6 +1,6 @@
 // A grid of CUDA threads on one host thread, for testing kernels where there is no device. Blocks run one after another;
-// a block's threads are fibers that run until they meet a barrier or a warp-wide exchange. Fibers take their turns in
-// an order that changes, and warps are held back by chance, so that code which lacks a barrier gives a wrong answer. A
+// a block's threads are fibers that run until they meet a barrier or a warp-wide exchange. Blocks and fibers take their
+// turns in an order that changes, and warps are held back by chance, so that code which lacks a barrier gives a wrong answer. A
 // barrier that some threads never reach, an exchange with a lane that has left and a trap are errors.
 #pragma once
 #include <setjmp.h>
@@ -13,6 +13,7 @@
 #include <cstring>
 #include <functional>
 #include <mutex>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -188,8 +189,10 @@ void run_grid(const char* name, Kernel kernel, dim3 grid, dim3 threads, size_t s
   block_dim() = threads;
   static uint32_t random = 1;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  uint64_t step = random >> 8 | 1;  // without a common factor, so that every block has its turn once
+  while (std::gcd(step, blocks) > 1) ++step;
   for (uint64_t n = 0; n < blocks && b.error.empty(); ++n) {
-    const uint64_t at = random >> 16 & 1 ? blocks - 1 - n : n;  // one direction a grid: every block once
+    const uint64_t at = ((random >> 4) + n * step) % blocks;
     block_index() = dim3(at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y);
     uint32_t turns = random + static_cast<uint32_t>(n);
     run_block(turns);

@@ -243,7 +243,7 @@ def propagate(
             call alike, and kept edges are scaled by 1 / keep_prob. The degrees are those of the whole graph.
         self_loops: use (D + I)^-1/2 (R + I) (D + I)^-1/2 (LR-GCCF, Chen et al., 2020). Self loops are never dropped.
         seed: of `noise` and `keep_prob`, in [0, 2^63); the same seed gives the same numbers on every device and thread
-            count. None draws one from torch's default generator.
+            count. None draws one from torch's default generator for the device.
 
     Returns:
         (user_out, item_out), [num_users, d] and [num_items, d] in the dtype of `user` (with "concat", (L + 1) d wide).

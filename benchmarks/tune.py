@@ -104,7 +104,13 @@ def tune(names: list[str], bands: list[int], base: Setting, clock: WallClock | D
     for name in names:
         old = tuning.TILES.get((name, number), tuning.DEFAULT[name])
         tuning.TILES[name, number] = {size: dict(tiles) for size, tiles in old.items()}
-    todo = [(name, size, band) for name in names for size in tuning.TILES[name, number] for band in bands]
+    todo = [
+        (name, size, band)
+        for name in names
+        for size, tiles in tuning.TILES[name, number].items()
+        for band in tiles
+        if not bands or band in bands
+    ]
     end = time.monotonic() + seconds
     for done, (name, size, band) in enumerate(todo):
         if (left := end - time.monotonic()) < 0:
@@ -138,7 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=540.0)
     parser.add_argument("--only", nargs="+", choices=tuning.DEFAULT, default=list(tuning.DEFAULT), metavar="OPERATION")
-    parser.add_argument("--bands", nargs="+", type=int, choices=tuning.BANDS, default=list(tuning.BANDS))
+    parser.add_argument("--bands", nargs="+", type=int, default=[], help="depths; default: all in tuning.py")
     parser.add_argument("--tiny", action="store_true", help="sizes that say nothing about speed")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

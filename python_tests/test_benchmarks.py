@@ -153,6 +153,21 @@ def test_device_clock_times_every_mode(device_clock):
     assert device_clock.sync_modes == ["error", "default"] * 3
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_device_clock_on_a_device():
+    from cases import measure
+    from sizes import OURS, TINY
+    from timing import DeviceClock
+
+    clock = DeviceClock(torch.device("cuda"))
+    for name in ("bpr", "distribution_kl", "ProMax step"):
+        result = measure(name, replace(TINY, device="cuda"), clock, 2)
+        assert all(found[OURS]["min_ms"] > 0 for found in result["modes"].values()), result["skipped"]
+        assert result["extra_mib"][OURS] > 0
+        clock.graphs = None
+
+
 def test_what_waits_for_the_device_is_not_captured(device_clock):
     def waits():
         if device_clock.sync_modes[-1:] == ["error"]:
@@ -306,7 +321,7 @@ def test_tune_uses_the_tiles_of_the_kernels(simulated_device, monkeypatch, prefi
                 continue
             work = tune.WORKLOADS[prefix](replace(TINY, precision=precision))
             with monkeypatch.context() as patch:
-                tiles = {**tuning.DEFAULT[name], size: Unusable()}
+                tiles = {**tuning.DEFAULT[name], size: Unusable(tuning.DEFAULT[name][size])}
                 patch.setattr(tuning, "TILES", {(name, 90): tiles})
                 with pytest.raises(LookupError, match="this tile"):
                     work()
@@ -319,7 +334,8 @@ def test_every_tuned_operation_has_a_workload():
 
     from prorec_fast.triton_kernels import tuning
 
-    for name, by_size in tuning.DEFAULT.items():
+    tables = [*tuning.DEFAULT.items(), *((name, by_size) for (name, _), by_size in tuning.TILES.items())]
+    for name, by_size in tables:
         assert sum(name.startswith(prefix) for prefix in tune.WORKLOADS) == 1
         for tile in (tile for tiles in by_size.values() for tile in tiles.values()):
             assert all(value in tune.GRID[field] for field, value in tile._asdict().items()), name

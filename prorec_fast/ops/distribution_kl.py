@@ -45,6 +45,10 @@ class TeacherDistribution:
 def teacher_stats(user: Tensor, item: Tensor, temperature: float, normalize: bool) -> tuple[Tensor, Tensor]:
     """lse_j(t_uj) and H(p_u), each [M], float32 (float64 for float64 tables)."""
     if _native.runs_on_kernel("triton", user, item):
+        if _native.on_cuda(user):
+            from prorec_fast.triton_kernels.softmax_sweep import teacher_stats_cuda
+
+            return teacher_stats_cuda(user, item, temperature, normalize)
         user, item = _native.storable(user), _native.storable(item)
         lse, entropy = _native.zeros(2, user.size(0))
         _native.extension().distribution_stats(
@@ -219,4 +223,12 @@ def distribution_kl_cpu(
     return loss, [grad_user, grad_item[: item.size(0)]]
 
 
-DISTRIBUTION_KL = RowLoss("distribution_kl", distribution_kl_cpu, 2)
+def _launch(user: Tensor, *arguments, coefficient: Tensor | None = None):
+    if _native.on_cuda(user):
+        from prorec_fast.triton_kernels.distribution_kl import distribution_kl_cuda
+
+        return distribution_kl_cuda(user, *arguments, coefficient=coefficient)
+    return distribution_kl_cpu(user, *arguments, coefficient=coefficient)
+
+
+DISTRIBUTION_KL = RowLoss("distribution_kl", _launch, 2)

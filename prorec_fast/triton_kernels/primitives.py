@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from prorec_fast.triton_kernels.variants import FLOATS, Variant, pointers
 
 # Triton's interpreter multiplies the bits of bfloat16 operands and not their values, and rounds 1.999 to 1.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
@@ -20,6 +23,8 @@ MAX_INV_NORM = tl.constexpr(1e12)  # of a row no longer than 1e-12, which F.norm
 CHUNK = 128  # columns of a packed table that a program holds at a time
 _PACK_ROWS = 16
 _FINISH_ROWS = 16
+_PROGRAMS_A_PROCESSOR = 2
+_MAX_SPLITS = 64
 _SIMULATED_PROCESSORS = 8
 _SIMULATED_CHIP = 90
 
@@ -50,6 +55,23 @@ def processors(t: Tensor) -> int:
 def chip(t: Tensor) -> int:
     """Compute capability of t's device, 90 for 9.0."""
     return _properties(t.device)[1] if t.is_cuda else _SIMULATED_CHIP
+
+
+def split(t: Tensor, tiles: int, steps: int) -> tuple[int, int]:
+    """Into how many parts to cut a sweep of `steps` that each of `tiles` programs makes, and the steps of a part: the
+    fewest that keep t's device busy to nine tenths or, where none do, the best."""
+    slots = _PROGRAMS_A_PROCESSOR * processors(t)
+    best, best_busy = steps, 0.0
+    for parts in range(1, min(steps, _MAX_SPLITS) + 1):
+        length = triton.cdiv(steps, parts)
+        programs = tiles * triton.cdiv(steps, length)
+        # The last wave may be short of programs, and the last part of a sweep short of steps.
+        busy = tiles * steps / (triton.cdiv(programs, slots) * slots * length)
+        if busy > best_busy + 1e-3:
+            best, best_busy = length, busy
+        if busy >= 0.9:
+            break
+    return triton.cdiv(steps, best), best
 
 
 @cache
@@ -104,6 +126,35 @@ def load_rows(base_ptr, offs, mask, stride, start, COLS: tl.constexpr):
 
 
 @triton.jit
+def tile_scores(
+    x, x_ptr, offs_x, mask_x, y_ptr, offs_y, mask_y,
+    BLOCK_D: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Inner products of two packed tables' rows, and the rows of y. `x` are the rows of x where these fit COLS columns;
+    deeper ones are read a chunk at a time, and what is returned for y is the last chunk."""
+    acc = tl.zeros([offs_x.shape[0], offs_y.shape[0]], tl.float32)
+    if BLOCK_D == COLS:
+        y = load_rows(y_ptr, offs_y, mask_y, BLOCK_D, 0, COLS)
+        acc = dot(x, tl.trans(y), acc, PRECISION)
+    else:
+        y = tl.zeros([offs_y.shape[0], COLS], y_ptr.dtype.element_ty)
+        for start in range(0, BLOCK_D, COLS):
+            x = load_rows(x_ptr, offs_x, mask_x, BLOCK_D, start, COLS)
+            y = load_rows(y_ptr, offs_y, mask_y, BLOCK_D, start, COLS)
+            acc = dot(x, tl.trans(y), acc, PRECISION)
+    return acc, y
+
+
+@triton.jit
+def live_rows(count_ptr, num_rows, HAS_COUNT: tl.constexpr):
+    """How many of a batch's rows are part of the loss: all, or the number at `count_ptr`."""
+    live = tl.cast(num_rows, tl.int64)
+    if HAS_COUNT:
+        live = tl.maximum(tl.minimum(tl.load(count_ptr), live), 0)
+    return live.to(tl.int32)
+
+
+@triton.jit
 def _pack_tile(
     x_ptr, stride_x_row, unit_ptr, inv_norm_ptr, tile, num_rows, depth,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, COLS: tl.constexpr, NORMALIZE: tl.constexpr,
@@ -129,7 +180,8 @@ def _pack_tile(
     tl.store(inv_norm_ptr + offs_b, inv_norm, mask=mask_b)
 
 
-@triton.jit
+# Sizes that change from batch to batch do not make another variant of a kernel; those that alignment follows from do.
+@triton.jit(do_not_specialize=["num_x", "num_y"])
 def _pack_rows_kernel(
     x_ptr, stride_x_row, x_unit_ptr, x_inv_norm_ptr, num_x,
     y_ptr, stride_y_row, y_unit_ptr, y_inv_norm_ptr, num_y, depth,
@@ -200,7 +252,7 @@ def _finish_tile(
                 tl.store(grad_ptr + rows * depth + cols, grad, mask=mask_b[:, None] & (cols < depth))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_x", "num_x_parts", "num_y", "num_y_parts"])
 def _finish_rows_kernel(
     x_parts_ptr, x_weights_ptr, num_x_parts, x_unit_ptr, x_inv_norm_ptr, x_grad_ptr, num_x,
     y_parts_ptr, y_weights_ptr, num_y_parts, y_unit_ptr, y_inv_norm_ptr, y_grad_ptr, num_y, depth, scale,
@@ -248,3 +300,14 @@ def finish_rows(
                 Y_WEIGHTED=y_parts is not None and y_parts.weights is not None, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
     return grads
+
+
+def variants(chip: int) -> Iterator[Variant]:
+    for name in FLOATS:
+        for depth in (32, 2 * CHUNK):
+            sizes = dict(BLOCK_D=depth, COLS=min(depth, CHUNK), NORMALIZE=True)
+            types = pointers(name, "x_ptr", "y_ptr", "x_unit_ptr", "y_unit_ptr")
+            yield Variant(_pack_rows_kernel, types, sizes | dict(BLOCK_B=_PACK_ROWS))
+            finish = dict(BLOCK_B=_FINISH_ROWS, X_WEIGHTED=True, Y_WEIGHTED=False)
+            types = pointers(name, "x_unit_ptr", "y_unit_ptr") | {"scale": "fp32"}
+            yield Variant(_finish_rows_kernel, types, sizes | finish)

@@ -30,4 +30,12 @@ def bpr_cpu(user: Tensor, positive: Tensor, negative: Tensor, *, coefficient: Te
     return loss, grads
 
 
-BPR = RowLoss("bpr", bpr_cpu, 3, light=True)
+def _bpr(user: Tensor, *arguments, **options):
+    if not _native.on_cuda(user):
+        return bpr_cpu(user, *arguments, **options)
+    from prorec_fast.triton_kernels.bpr import bpr_cuda
+
+    return bpr_cuda(user, *arguments, **options)
+
+
+BPR = RowLoss("bpr", _bpr, 3, light=True)

@@ -182,5 +182,21 @@ def cross_view_info_nce_cpu(
     return (a + b) / 2, grads
 
 
-INFO_NCE = RowLoss("info_nce", info_nce_cpu, 2)
-CROSS_VIEW_INFO_NCE = RowLoss("cross_view_info_nce", cross_view_info_nce_cpu, 4)
+def _info_nce(anchor: Tensor, *arguments, **options):
+    if not _native.on_cuda(anchor):
+        return info_nce_cpu(anchor, *arguments, **options)
+    from prorec_fast.triton_kernels.info_nce import info_nce_cuda
+
+    return info_nce_cuda(anchor, *arguments, **options)
+
+
+def _cross_view_info_nce(user_a: Tensor, *arguments, **options):
+    if not _native.on_cuda(user_a):
+        return cross_view_info_nce_cpu(user_a, *arguments, **options)
+    from prorec_fast.triton_kernels.info_nce import cross_view_info_nce_cuda
+
+    return cross_view_info_nce_cuda(user_a, *arguments, **options)
+
+
+INFO_NCE = RowLoss("info_nce", _info_nce, 2)
+CROSS_VIEW_INFO_NCE = RowLoss("cross_view_info_nce", _cross_view_info_nce, 4)

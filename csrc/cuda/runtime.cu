@@ -20,6 +20,7 @@ std::string problem(int device) {
   if (status == cudaSuccess) status = cudaSetDevice(device);
   if (status == cudaSuccess) status = cudaFuncGetAttributes(&attributes, probe_kernel);
   if (status != cudaSuccess) {
+    cudaSetDevice(before);
     cudaGetLastError();  // an error that has been reported is not to be found again
     return cudaGetErrorString(status);
   }

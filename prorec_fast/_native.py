@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -13,7 +14,6 @@ from torch import Tensor
 from prorec_fast._checks import index_range
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-KERNEL_DTYPES = tuple(_DTYPE_CODES)
 
 
 @cache
@@ -45,7 +45,8 @@ def device_problem(language: str, device: int) -> str | None:
     if language == "triton":
         return None if find_spec("triton") else "Triton is not installed"
     try:
-        return cuda_extension().problem(device) or None
+        with torch.cuda.device(device) if torch.cuda.is_available() else nullcontext():
+            return cuda_extension().problem() or None
     except ImportError as error:
         return str(error)
 

@@ -1,7 +1,8 @@
 """Losses as pure functions of tensors: differentiable, on any device, ready to drop into existing PyTorch code.
 
-On the CPU, float32, bfloat16 and float16 run compiled kernels that accumulate in float32; float64 and other devices run
-the plain PyTorch definition in `prorec_fast.reference`.
+On the CPU and on CUDA devices, float32, bfloat16 and float16 run compiled kernels that accumulate in float32; float64
+and other devices run the plain PyTorch definition in `prorec_fast.reference`. On CUDA devices products of float32 rows
+take three passes of TF32, which keeps float32's accuracy, or one where `torch.backends.cuda.matmul.allow_tf32` is set.
 """
 
 from __future__ import annotations

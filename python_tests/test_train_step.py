@@ -173,8 +173,10 @@ def test_cuda_graphs_leave_the_device_as_it_was(monkeypatch):
     def stream(device):
         return SimpleNamespace(device=device)
 
+    healed = []
+    generator = SimpleNamespace(clone_state=lambda: "as it was", graphsafe_set_state=healed.append)
     for name, stand_in in {
-        "Stream": stream, "CUDAGraph": Graph, "graph": graph, "device": lambda device: nullcontext(),
+        "default_generators": [generator], "Stream": stream, "CUDAGraph": Graph, "graph": graph, "device": lambda device: nullcontext(),
         "current_stream": lambda device: current[0], "set_stream": lambda stream: current.__setitem__(0, stream),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -186,7 +188,7 @@ def test_cuda_graphs_leave_the_device_as_it_was(monkeypatch):
         invalid.append(found_invalid)
         with pytest.raises(error):
             graphs.capture(lambda error=error: 1 / 0 if error is ZeroDivisionError else None, None)
-        assert current == ["the user's stream"]
+        assert current == ["the user's stream"] and healed.pop() == "as it was" and not healed
 
 
 class NeverWaits(TorchDispatchMode):
@@ -336,8 +338,8 @@ def test_gpu_failed_capture_leaves_training_eager(data, framework, caplog, monke
     for model in (Waiting(data, dim=8), LightGCN(data, dim=8)):
         run = fit(model, data, framework, device="cuda", **SETTINGS)
         runs.append([record["terms"] for record in run.history])
+        assert torch.rand(3, device="cuda").shape == (3,)
     (record,) = caplog.records
     assert "training goes on without CUDA graphs" in record.getMessage()
     for got, want in zip(*runs, strict=True):
         assert got == pytest.approx(want, rel=1e-5)
-    assert torch.rand(3, device="cuda").shape == (3,)

@@ -14,8 +14,8 @@ namespace cuda {
 
 using Stream = void*;  // a cudaStream_t, as torch hands it over
 
-// Why the kernels cannot run on `device`; empty when they can.
-std::string problem(int device);
+// Why the kernels cannot run on the current device; empty when they can.
+std::string problem();
 
 void candidate_items(const CandidateItemsArgs&, Stream);
 void pair_scores(const PairScoresArgs&, Stream);

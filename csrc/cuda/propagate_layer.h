@@ -224,6 +224,7 @@ __global__ void __launch_bounds__(kThreads, 4) propagate_layer_kernel(LaunchArgs
     uint32_t before = 0;
     if (lane == 0) before = atomicAdd(arrived, static_cast<uint32_t>(end - begin));
     before = __shfl_sync(kFullMask, before, 0);
+    __syncwarp();  // what lane 0 has seen, all lanes see
     if (before + (end - begin) != edges) return;
     __threadfence();
     if (lane == 0) *arrived = 0;  // for the next layer

@@ -66,6 +66,8 @@ class _SquaredNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         flat = x.reshape(-1)
+        if _native.on_cuda(x):  # cuBLAS's dot ends at 2^31 entries, and is refused where torch is to be deterministic
+            return torch.linalg.vector_norm(flat).square()
         return torch.dot(flat, flat)
 
     @staticmethod

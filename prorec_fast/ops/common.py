@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from prorec_fast import _native
 from prorec_fast.reference.reduce import keep, leading, reduce
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -68,7 +69,12 @@ class RowLoss(NamedTuple):
         """coefficient . rows (0-d, summed in float64) and its gradients."""
         coefficient = coefficient.float().contiguous()
         rows, grads = self.launch(*arguments, coefficient=coefficient if gradients else None)
-        return torch.dot(rows.double(), coefficient.double()).to(arguments[0].dtype), grads
+        return _weighted_sum(rows.double(), coefficient.double()).to(arguments[0].dtype), grads
+
+
+def _weighted_sum(rows: Tensor, coefficient: Tensor) -> Tensor:
+    """coefficient . rows. cuBLAS's dot is refused where torch is to be deterministic."""
+    return (rows * coefficient).sum() if _native.on_cuda(rows) else torch.dot(rows, coefficient)
 
 
 class _TotalFunction(torch.autograd.Function):

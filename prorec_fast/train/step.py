@@ -50,6 +50,9 @@ class CudaGraphs:
                         raise
             except Exception as error:
                 _abandoned.append(graph)
+                # Of a capture that did not end in order, older versions of torch leave the generator capturing.
+                generator = torch.cuda.default_generators[self._stream.device.index]
+                generator.graphsafe_set_state(generator.clone_state())
                 raise failure or error from None  # ending a capture that failed raises over what says why
             finally:
                 torch.cuda.set_stream(current)  # such an ending leaves the capture's stream current

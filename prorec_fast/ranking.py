@@ -2,9 +2,9 @@
 
 On the CPU and on CUDA devices, float32, bfloat16 and float16 run compiled kernels; float64, other devices and, on CUDA
 devices, lists or cut-offs beyond 2048 run the plain PyTorch definition in `prorec_fast.reference`. On CUDA devices the
-kernels never wait for the device, and CUDA graphs can hold them; an index out of range there is a device-side error, and
-that indices ascend within a row is taken on trust.
-Neither function is differentiable: what they return is detached.
+kernels never wait for the device, and CUDA graphs can hold them; there, an index out of range is a device-side error,
+and it is taken on trust that indices ascend within a row. Neither function is differentiable: what they return is
+detached.
 """
 
 from __future__ import annotations

@@ -176,8 +176,9 @@ def test_cuda_graphs_leave_the_device_as_it_was(monkeypatch):
     healed = []
     generator = SimpleNamespace(clone_state=lambda: "as it was", graphsafe_set_state=healed.append)
     for name, stand_in in {
-        "default_generators": [generator], "Stream": stream, "CUDAGraph": Graph, "graph": graph, "device": lambda device: nullcontext(),
+        "Stream": stream, "CUDAGraph": Graph, "graph": graph, "device": lambda device: nullcontext(),
         "current_stream": lambda device: current[0], "set_stream": lambda stream: current.__setitem__(0, stream),
+        "default_generators": [generator],
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
     pools, invalid, graphs = [], [False], CudaGraphs(torch.device("cuda", 0))

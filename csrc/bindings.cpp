@@ -98,11 +98,12 @@ void propagate_noise(const py::tuple& x, const py::object& total, float weight, 
                                                         static_cast<uint64_t>(seed), counter, threads});
 }
 
-void sample_negatives(const py::tuple& rows, Address users, int64_t batch, int64_t num, Address cumulative, int64_t seed,
-                      Address out, Address failed, int threads) {
+void sample_negatives(const py::tuple& rows, Address users, int64_t batch, int64_t num, Address cumulative,
+                      Address place, int64_t seed, Address out, Address failed, int threads) {
   run(cpu_kernels().sample_negatives,
       SampleNegativesArgs{csr(rows), pointer<const int64_t>(users), batch, num, pointer<const int64_t>(cumulative),
-                          static_cast<uint64_t>(seed), pointer<int64_t>(out), pointer<int64_t>(failed), threads});
+                          pointer<const int64_t>(place), static_cast<uint64_t>(seed), pointer<int64_t>(out),
+                          pointer<int64_t>(failed), threads});
 }
 
 }  // namespace

@@ -193,11 +193,12 @@ def sample_negatives(
     num: int,
     seed: Tensor,
     cumulative: Tensor | None,
+    place: Tensor | None,
     may_fail: bool = True,
 ) -> Tensor:
-    return sample_negatives_kernel(indptr, indices, num_items, users, num, seed, cumulative, may_fail)
+    return sample_negatives_kernel(indptr, indices, num_items, users, num, seed, cumulative, place, may_fail)
 
 
 @sample_negatives.register_fake
-def _(indptr, indices, num_items, users, num, seed, cumulative, may_fail=True):
+def _(indptr, indices, num_items, users, num, seed, cumulative, place, may_fail=True):
     return users.new_empty(users.size(0), num)

@@ -17,8 +17,9 @@ def sample_negatives(
     """Items that are no edges of the given users, drawn with replacement: for each row of `users`, `num` of them.
 
     Exact and without rejection: a draw is a rank among the items outside the user's row, found by bisection. What a
-    popularity makes of a graph is kept with the graph; on a CUDA device the first call for it waits for the device, and
-    so does every call where some user of the graph has every item. Others wait for nothing, and CUDA graphs hold them.
+    popularity above 0 makes of a graph, 8 bytes an edge and an item, is kept with the graph. On a CUDA device the first
+    call for a popularity waits for the device, and so does every call where some user of the graph has every item.
+    Others wait for nothing, and CUDA graphs hold them.
 
     Args:
         graph: whose edges are the positives.

@@ -6,7 +6,7 @@ from test_sample_negatives import draws, random_graph
 
 from prorec_fast import BipartiteGraph, _native, sample_negatives
 from prorec_fast.reference.philox import NEGATIVE_STREAM, philox, seed_key
-from prorec_fast.reference.sample_negatives import item_weights
+from prorec_fast.reference.sample_negatives import edge_weights, item_weights
 from prorec_fast.reference.sample_negatives import sample_negatives as reference
 
 
@@ -48,7 +48,7 @@ def test_philox_matches_reference_on_the_device(device):
     users, seed = torch.zeros(50, dtype=torch.int64, device=device), torch.tensor(2**63 - 11, device=device)
     out = torch.zeros(50, 6, dtype=torch.int64, device=device)
     rows = _native.csr(*arrays, None, 2**bits)
-    _native.cuda_call(users, "sample_negatives", rows, users.data_ptr(), 50, 6, 0, seed.data_ptr(), out.data_ptr())
+    _native.cuda_call(users, "sample_negatives", rows, users.data_ptr(), 50, 6, 0, 0, seed.data_ptr(), out.data_ptr())
     b, pair = torch.arange(50, device=device)[:, None], torch.arange(3, device=device)
     words = philox(seed_key(seed), (b, 0, pair, NEGATIVE_STREAM))
     numbers = [high << (bits - 32) | low >> (64 - bits) for high, low in (words[:2], words[2:])]
@@ -89,8 +89,9 @@ def test_sample_negatives_draw_a_seed_on_the_device(device):
 def test_sample_negatives_compiles_and_registers_on_the_device(device):
     graph = random_graph().to(device)
     users, seed = draws(graph, 20).to(device), torch.tensor(3, device=device)
-    for cumulative in (None, item_weights(graph, 0.5).cumsum(0)):
-        arguments = (*graph.csr(), graph.num_items, users, 2, seed, cumulative, False)
+    weights = item_weights(graph, 0.5)
+    for popular in ((None, None), (weights.cumsum(0), edge_weights(graph, weights)[1])):
+        arguments = (*graph.csr(), graph.num_items, users, 2, seed, *popular, False)
         torch.library.opcheck(torch.ops.prorec_fast.sample_negatives, arguments)
     compiled = torch.compile(sample_negatives, fullgraph=True, backend="aot_eager")
     for options in ({}, {"popularity": 0.5}):
@@ -105,6 +106,6 @@ def test_sample_negatives_of_no_user_of_the_graph_traps(simulated_device):
     for wrong in (-1, 3):
         users, seed, out = (torch.tensor([value]) for value in (wrong, 0, 0))
         rows = _native.csr(*graph.csr(), None, graph.num_items)
-        addresses = users.data_ptr(), 1, 1, 0, seed.data_ptr(), out.data_ptr()
+        addresses = users.data_ptr(), 1, 1, 0, 0, seed.data_ptr(), out.data_ptr()
         with pytest.raises(RuntimeError, match="sample_negatives: trap"):
             _native.cuda_call(users, "sample_negatives", rows, *addresses)

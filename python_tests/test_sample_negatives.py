@@ -6,7 +6,7 @@ from processes import LEVELS, rerun_at
 
 from prorec_fast import BipartiteGraph, sample_negatives
 from prorec_fast.reference.philox import seed_tensor
-from prorec_fast.reference.sample_negatives import item_weights
+from prorec_fast.reference.sample_negatives import edge_weights, item_weights
 from prorec_fast.reference.sample_negatives import sample_negatives as reference
 
 
@@ -142,9 +142,9 @@ def test_item_weights_are_proportional_and_fit():
 def test_sample_negatives_compiles_and_registers():
     graph = random_graph()
     users, seed = draws(graph, 60), seed_tensor(3, torch.device("cpu"))
-    cumulative = item_weights(graph, 0.5).cumsum(0)
-    for popularity in (None, cumulative):
-        arguments = (*graph.csr(), graph.num_items, users, 2, seed, popularity)
+    weights = item_weights(graph, 0.5)
+    for popular in ((None, None), (weights.cumsum(0), edge_weights(graph, weights)[1])):
+        arguments = (*graph.csr(), graph.num_items, users, 2, seed, *popular)
         torch.library.opcheck(torch.ops.prorec_fast.sample_negatives, arguments)
     compiled = torch.compile(sample_negatives, fullgraph=True, backend="aot_eager")
     for options in ({}, {"popularity": 0.5}):

@@ -24,7 +24,7 @@ void find_items(const int64_t* cumulative, int64_t items, int64_t* points, int64
 }
 
 void draw(const SampleNegativesArgs& a, const NegativeRow& row, uint64_t high, uint64_t low, int64_t* out) {
-  *out = negative_draw(row, a.cumulative, static_cast<uint32_t>(high), static_cast<uint32_t>(low));
+  *out = negative_draw(row, static_cast<uint32_t>(high), static_cast<uint32_t>(low));
   if (*out < 0) __atomic_store_n(a.failed, 1, __ATOMIC_RELAXED);
 }
 
@@ -39,7 +39,7 @@ void sample_negatives(const SampleNegativesArgs& a) {
       const int64_t lanes = end - first < kWideLanes ? end - first : kWideLanes;
       NegativeRow rows[kWideLanes];
       for (int64_t lane = 0; lane < lanes; ++lane)
-        rows[lane] = negative_row(a.rows, a.cumulative, a.users[first + lane]);
+        rows[lane] = negative_row(a.rows, a.cumulative, a.place, a.users[first + lane]);
       WideVec b;
       for (int lane = 0; lane < kWideLanes; ++lane) b[lane] = static_cast<uint64_t>(first + lane);
       for (int64_t j = 0; j < a.num; j += 2) {

@@ -52,10 +52,11 @@ void ranking_metrics(Address items, int64_t rows, int64_t cols, const py::tuple&
   cuda::ranking_metrics(args, as_stream(stream));
 }
 
-void sample_negatives(const py::tuple& rows, Address users, int64_t batch, int64_t num, Address cumulative, Address seed,
-                      Address out, Address stream) {
-  cuda::sample_negatives({csr(rows), pointer<const int64_t>(users), pointer<const int64_t>(cumulative), batch, num,
-                          pointer<const int64_t>(seed), pointer<int64_t>(out)},
+void sample_negatives(const py::tuple& rows, Address users, int64_t batch, int64_t num, Address cumulative,
+                      Address place, Address seed, Address out, Address stream) {
+  cuda::sample_negatives({csr(rows), pointer<const int64_t>(users), pointer<const int64_t>(cumulative),
+                          pointer<const int64_t>(place), batch, num, pointer<const int64_t>(seed),
+                          pointer<int64_t>(out)},
                          as_stream(stream));
 }
 

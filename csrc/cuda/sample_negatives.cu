@@ -24,12 +24,12 @@ __global__ void __launch_bounds__(kThreads) sample_negatives_kernel(SampleNegati
   if (b >= a.batch) return;
   const int64_t user = a.users[b];
   if (user < 0 || user >= a.rows.rows) __trap();
-  const NegativeRow row = negative_row(a.rows, a.cumulative, user);
+  const NegativeRow row = negative_row(a.rows, a.cumulative, a.place, user);
   const Philox words = philox(static_cast<uint64_t>(*a.seed), static_cast<uint32_t>(b), static_cast<uint32_t>(b >> 32),
                               static_cast<uint32_t>(pair), kNegativeStream);
   for (int64_t j = 2 * pair; j < a.num && j < 2 * pair + 2; ++j) {
     const bool second = j % 2;
-    int64_t draw = negative_draw(row, a.cumulative, second ? words.c2 : words.c0, second ? words.c3 : words.c1);
+    int64_t draw = negative_draw(row, second ? words.c2 : words.c0, second ? words.c3 : words.c1);
     if (a.cumulative && draw >= 0) draw = find_item(a.cumulative, a.rows.cols, draw);
     a.out[b * a.num + j] = draw;
   }

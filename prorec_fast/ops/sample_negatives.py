@@ -8,7 +8,7 @@ from torch import Tensor
 from prorec_fast import _native
 from prorec_fast._checks import index_vector
 from prorec_fast.reference.philox import seed_tensor
-from prorec_fast.reference.sample_negatives import item_weights, raise_if_full
+from prorec_fast.reference.sample_negatives import edge_weights, item_weights, raise_if_full
 from prorec_fast.reference.sample_negatives import sample_negatives as sample_negatives_reference
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class _Weights(NamedTuple):
     """What sample_negatives has to know of a graph for a popularity."""
 
     cumulative: Tensor | None  # [num_items] running sums of the items' integer weights; None: every weight is 1
+    place: Tensor | None  # [num_edges] weight of the items before the edge's that are not its user's; with `cumulative`
     may_fail: bool  # whether there may be users without an item left to draw
 
 
@@ -44,13 +45,17 @@ def _weights(graph: BipartiteGraph, popularity: float) -> _Weights:
     made anew unless it is there."""
     found = graph.negative_weights.get(popularity)
     if found is None:
-        found = _Weights(item_weights(graph, popularity).cumsum(0) if popularity else None, True)
+        found = _Weights(None, None, True)
+        if popularity:
+            weights = item_weights(graph, popularity)
+            found = _Weights(weights.cumsum(0), edge_weights(graph, weights)[1], True)
         if torch.compiler.is_compiling():
             return found
         if _native.on_cuda(graph.user_indptr):
             everyone = torch.arange(graph.num_users, device=graph.device)
             seed = torch.zeros((), dtype=torch.int64, device=graph.device)
-            drawn = sample_negatives_kernel(*graph.csr(), graph.num_items, everyone, 1, seed, found.cumulative, False)
+            found = found._replace(may_fail=False)
+            drawn = sample_negatives_kernel(*graph.csr(), graph.num_items, everyone, 1, seed, *found)
             found = found._replace(may_fail=bool((drawn < 0).any()))
         graph.negative_weights[popularity] = found
     return found
@@ -64,6 +69,7 @@ def sample_negatives_kernel(
     num: int,
     seed: Tensor,
     cumulative: Tensor | None,
+    place: Tensor | None,
     may_fail: bool = True,
 ) -> Tensor:
     """int64 [B, num]. On CUDA, looking for users without an item left to draw waits for the device; it is done where
@@ -76,6 +82,7 @@ def sample_negatives_kernel(
         users.numel(),
         num,
         _native.address(cumulative),
+        _native.address(place),
     )
     if _native.on_cuda(users):
         _native.cuda_call(users, "sample_negatives", *arguments, seed.data_ptr(), negatives.data_ptr())

@@ -18,12 +18,8 @@ def sample_negatives(
     key = seed_key(seed_tensor(seed, users.device))
     weights = item_weights(graph, popularity)
     total = weights.cumsum(0)
-    owners, items = graph.edges()
+    own, place = edge_weights(graph, weights)
     begin, end = graph.user_indptr[:-1], graph.user_indptr[1:]
-
-    own = torch.cat([weights.new_zeros(1), weights[items].cumsum(0)])  # [num_edges + 1]
-    skipped = own - torch.cat([own[begin][owners], own[-1:]])  # weight of the user's items before this one
-    place = total[items] - weights[items] - skipped[:-1]  # weight of the other items before this one
     room = weights.sum() - (own[end] - own[begin])  # [num_users]
     raise_if_full(users[room[users] == 0], popularity)
 
@@ -41,6 +37,15 @@ def sample_negatives(
         low, high = torch.where(after, middle + 1, low), torch.where(after, high, middle)
     target = target + own[low] - own[begin][users][:, None]
     return torch.searchsorted(total, target, right=True)
+
+
+def edge_weights(graph: BipartiteGraph, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(own, place) for `weights` of the items: int64 [num_edges + 1], that of the items of all edges before one; int64
+    [num_edges], that of the items before the edge's that are not its user's, ascending within a user's row."""
+    owners, items = graph.edges()
+    own = torch.cat([weights.new_zeros(1), weights[items].cumsum(0)])  # may wrap around; a row's differences are right
+    skipped = own[:-1] - own[graph.user_indptr[owners]]
+    return own, weights.cumsum(0)[items] - weights[items] - skipped
 
 
 def item_weights(graph: BipartiteGraph, popularity: float) -> Tensor:

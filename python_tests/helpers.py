@@ -47,7 +47,7 @@ def check_against_reference(op, reference, tensors, *, wrt=None, seed: int = 0, 
     grad_out = grad_out.to(tensors[0].dtype)
     assert_as_good_as_eager(*(o.detach() for o in outputs), least=least)
     for output in outputs:
-        output.backward(grad_out.to(output.dtype))
+        output.backward(grad_out.to(output))
     for i in range(len(tensors)) if wrt is None else wrt:
         assert_as_good_as_eager(ours[i].grad, eager[i].grad, truth[i].grad, f"gradient {i}", least)
 
@@ -58,7 +58,7 @@ def assert_compiled_equals_eager(op, tensors, seed: int = 0) -> None:
     for function in (op, torch.compile(op, fullgraph=True, backend="aot_eager")):
         inputs = leaves(tensors)
         output = function(*inputs)
-        output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output.dtype))
+        output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output))
         results.append([output.detach(), *(t.grad for t in inputs)])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import check_against_reference
 
-from prorec_fast import losses
+from prorec_fast import _checks, _native, losses
 from prorec_fast.reference import info_nce as reference
 
 
@@ -132,6 +132,24 @@ def test_info_nce_on_device_properties(device):
     assert torch.isfinite(losses.info_nce(anchor, positive))
     anchor[7, 1] = float("nan")
     assert losses.info_nce(anchor, positive, reduction="none").isnan().nonzero().tolist() == [[7]]
+
+
+@pytest.mark.parametrize("wrong", [20, -1, 2**32 + 3])
+def test_info_nce_on_device_refuses_foreign_rows_without_the_host(simulated_device, wrong, monkeypatch):
+    """The kernels' own check: on a device, where no host sees the indices, it is an assertion."""
+    for module in (_checks, _native):
+        monkeypatch.setattr(module, "index_range", lambda *_: None)
+    tensors = views(simulated_device, 4, 20, 16)
+    good, bad = torch.tensor([0, 19, 7]), torch.tensor([0, wrong, 7])
+    losses.info_nce(*tensors[:2], rows=good)
+    losses.cross_view_info_nce(*tensors, users=good, items=good)
+    for call in (
+        lambda: losses.info_nce(*tensors[:2], rows=bad),
+        lambda: losses.cross_view_info_nce(*tensors, users=bad, items=good),
+        lambda: losses.cross_view_info_nce(*tensors, users=good, items=bad),
+    ):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            call()
 
 
 def test_info_nce_on_device_gives_equal_results_twice(device):

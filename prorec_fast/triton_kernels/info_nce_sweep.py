@@ -203,6 +203,9 @@ def pack(
     block_b = max(1, _PACKED_ELEMENTS // block_d)
     if size:
         a, b = _native.storable(a), _native.storable(b)
+        if index is not None:
+            # The kernels trust the index, and later write by it. On a device no host looks at it; this asserts there.
+            a.select(1, 0).gather(0, index)
         with on_device(a):
             _info_nce_pack_kernel[(triton.cdiv(size, block_b), 2)](
                 a, b, a.stride(0), b.stride(0), index, count, unit, inv_norm, size, depth, WIDTH=width,

@@ -78,6 +78,11 @@ def test_distribution_kl_on_device_for_any_number_of_items(device, num_items):
     check(tables(device, 9, num_items, 16, 16), divergence="kl", least=1.0 if num_items == 1 else 1e-30)
 
 
+def test_distribution_kl_on_device_short_rows(device):
+    for scale in (1e-6, 1e-14):  # the latter are shorter than F.normalize's least norm
+        check(tables(device, 9, 20, 16, 16, scale=scale))
+
+
 def test_distribution_kl_on_device_strided_and_confident(device):
     check([t[:, ::2] for t in tables(device, 20, 45, 32, 32)])
     check([t.T for t in tables(device, 16, 16, 20, 20)])

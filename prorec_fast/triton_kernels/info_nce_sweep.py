@@ -19,6 +19,7 @@ from prorec_fast.triton_kernels.primitives import (
     chip,
     dot,
     dot_precision,
+    inverse_norm,
     live_rows,
     load_rows,
     on_device,
@@ -44,7 +45,7 @@ def _pack_tile(
     inv_norm = tl.full([BLOCK_B], 1.0, tl.float32)
     if NORMALIZE:
         norm = tl.sqrt_rn(tl.sum(x * x, 1))
-        inv_norm = 1.0 / tl.maximum(norm, 1e-12, propagate_nan=tl.PropagateNan.ALL)
+        inv_norm = inverse_norm(norm)
     unit = rounded(x * inv_norm[:, None], unit_ptr.dtype.element_ty)
     tl.store(unit_ptr + rows[:, None] * WIDTH + offs_d, unit, mask=mask_b[:, None] & (offs_d < WIDTH))
     tl.store(inv_norm_ptr + offs_b, inv_norm, mask=mask_b)

@@ -155,6 +155,14 @@ def live_rows(count_ptr, num_rows, HAS_COUNT: tl.constexpr):
 
 
 @triton.jit
+def inverse_norm(norm):
+    """What F.normalize multiplies a row of this norm by. Rounded to nearest, not approximate: a clamped row's has to
+    equal MAX_INV_NORM, by which its gradient is told."""
+    one = tl.full(norm.shape, 1.0, tl.float32)
+    return tl.div_rn(one, tl.maximum(norm, 1e-12, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
 def _pack_tile(
     x_ptr, stride_x_row, unit_ptr, inv_norm_ptr, tile, num_rows, depth,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, COLS: tl.constexpr, NORMALIZE: tl.constexpr,
@@ -170,7 +178,7 @@ def _pack_tile(
             mask = mask_b[:, None] & (cols < depth)
             x = tl.load(x_ptr + rows * stride_x_row + cols, mask=mask, other=0.0).to(tl.float32)
             square += tl.sum(x * x, 1)
-        inv_norm = 1.0 / tl.maximum(tl.sqrt_rn(square), 1e-12, propagate_nan=tl.PropagateNan.ALL)
+        inv_norm = inverse_norm(tl.sqrt_rn(square))
     for start in range(0, BLOCK_D, COLS):
         cols = start + tl.arange(0, COLS)[None, :]
         mask = mask_b[:, None] & (cols < depth)

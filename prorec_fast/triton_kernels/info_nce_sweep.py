@@ -53,7 +53,8 @@ def _pack_tile(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _info_nce_pack_kernel(
-    a_ptr, b_ptr, stride_a_row, stride_b_row, rows_ptr, count_ptr, unit_ptr, inv_norm_ptr, num_rows, depth,
+    a_ptr, b_ptr, stride_a_row, stride_b_row, rows_ptr, count_ptr, multiplicity_ptr, unit_ptr, inv_norm_ptr,
+    log_multiplicity_ptr, num_rows, depth,
     WIDTH: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
@@ -64,6 +65,11 @@ def _info_nce_pack_kernel(
     unit_ptr += table.to(tl.int64) * num_rows * WIDTH
     inv_norm_ptr += table * num_rows
     if table == 0:
+        if multiplicity_ptr is not None:
+            offs_b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
+            mask_b = offs_b < count
+            multiplicity = tl.load(multiplicity_ptr + offs_b, mask=mask_b, other=1.0)
+            tl.store(log_multiplicity_ptr + offs_b, tl.log2(multiplicity), mask=mask_b)
         _pack_tile(a_ptr, stride_a_row, rows_ptr, unit_ptr, inv_norm_ptr, tile, num_rows, count, depth, WIDTH, BLOCK_B,
                    BLOCK_D, NORMALIZE)  # fmt: skip
     else:
@@ -73,7 +79,7 @@ def _info_nce_pack_kernel(
 
 @triton.jit(do_not_specialize=["num_own", "num_swept", "num_splits"])
 def _info_nce_sweep_kernel(
-    own_ptr, swept_ptr, own_count_ptr, swept_count_ptr, multiplicity_ptr, top_ptr, log_sum_ptr, weight_ptr,
+    own_ptr, swept_ptr, own_count_ptr, swept_count_ptr, log_multiplicity_ptr, top_ptr, log_sum_ptr, weight_ptr,
     sum_ptr, max_ptr, part_ptr, num_own, num_swept, num_splits, scale,
     VIEWS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ONLINE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -127,9 +133,10 @@ def _info_nce_sweep_kernel(
             acc = weighted_rows(terms, swept, acc, PRECISION)
         else:
             # A column's multiplicity and the mask of the last tile cost nothing as an addend of the exponent.
-            bias = tl.where(mask_n, 0.0, float("-inf"))
-            if multiplicity_ptr is not None:
-                bias += tl.log2(tl.load(multiplicity_ptr + offs_n, mask=mask_n, other=1.0))
+            if log_multiplicity_ptr is not None:
+                bias = tl.load(log_multiplicity_ptr + offs_n, mask=mask_n, other=float("-inf"))
+            else:
+                bias = tl.where(mask_n, 0.0, float("-inf"))
             if ONLINE:
                 scores = tl.where(mask_n[None, :], scores, float("-inf"))
                 new_top = tl.maximum(top, tl.max(scores, 1))
@@ -168,6 +175,7 @@ class Side(NamedTuple):
     depth: int
     groups: Distinct | None  # whose values these are; None: one for each entry of the batch
     count: Tensor | None  # 0-d int64: how many of `size` there are
+    log_multiplicity: Tensor | None  # [size] float32, log2 of the groups' multiplicity
 
     def table(self, which: int) -> Side:
         return self._replace(unit=self.unit[which : which + 1], inv_norm=self.inv_norm[which : which + 1])
@@ -200,6 +208,8 @@ def pack(
     width = _width(depth)
     unit = a.new_empty(2, size, width)
     inv_norm = a.new_empty((2, size), dtype=torch.float32)
+    multiplicity = None if groups is None else groups.multiplicity
+    log_multiplicity = None if groups is None else torch.empty_like(multiplicity)
     block_d = triton.next_power_of_2(width)
     block_b = max(1, _PACKED_ELEMENTS // block_d)
     if size:
@@ -209,10 +219,11 @@ def pack(
             a.select(1, 0).gather(0, index)
         with on_device(a):
             _info_nce_pack_kernel[(triton.cdiv(size, block_b), 2)](
-                a, b, a.stride(0), b.stride(0), index, count, unit, inv_norm, size, depth, WIDTH=width,
-                BLOCK_B=block_b, BLOCK_D=block_d, NORMALIZE=normalize, num_warps=4, enable_fp_fusion=True,
+                a, b, a.stride(0), b.stride(0), index, count, multiplicity, unit, inv_norm, log_multiplicity, size,
+                depth, WIDTH=width, BLOCK_B=block_b, BLOCK_D=block_d, NORMALIZE=normalize, num_warps=4,
+                enable_fp_fusion=True,
             )  # fmt: skip
-    return Side(unit, inv_norm, depth, groups, count)
+    return Side(unit, inv_norm, depth, groups, count, log_multiplicity)
 
 
 def _blocks(width: int, tile: tuning.Tile) -> dict[str, int]:
@@ -243,11 +254,11 @@ def sweep(
         like.new_empty(size, dtype=torch.float32) if online and not columns else None,
         like.new_empty((*size, width), dtype=torch.float32) if gradients else None,
     )
-    multiplicity = None if columns or swept.groups is None else swept.groups.multiplicity
+    log_multiplicity = None if columns else swept.log_multiplicity
     with on_device(like):
         _info_nce_sweep_kernel[(tiles, views * splits, chunks)](
-            own.unit, swept.unit, own.count, swept.count, multiplicity, *(statistics or (None,) * 3), *sums, own.size,
-            swept.size, splits, scale, VIEWS=views, WIDTH=width, COLUMNS=columns, ONLINE=online,
+            own.unit, swept.unit, own.count, swept.count, log_multiplicity, *(statistics or (None,) * 3), *sums,
+            own.size, swept.size, splits, scale, VIEWS=views, WIDTH=width, COLUMNS=columns, ONLINE=online,
             PRECISION=dot_precision(like), **blocks, num_warps=tile.num_warps, num_stages=tile.num_stages,
             enable_fp_fusion=True,
         )  # fmt: skip
@@ -256,7 +267,7 @@ def sweep(
 
 def variants(chip: int) -> Iterator[Variant]:
     counts = dict.fromkeys(("own_count_ptr", "swept_count_ptr"), "*i64") | {"scale": "fp32"}
-    of_columns = dict.fromkeys(("multiplicity_ptr", "sum_ptr", "max_ptr"))
+    of_columns = dict.fromkeys(("log_multiplicity_ptr", "sum_ptr", "max_ptr"))
     of_rows = dict.fromkeys(("top_ptr", "log_sum_ptr", "weight_ptr"))
     for op, absent in (("info_nce_rows", of_rows), ("info_nce_columns", of_columns)):
         for name, depth, tile in shipped_tiles(op, chip):

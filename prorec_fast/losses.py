@@ -13,6 +13,7 @@ from prorec_fast import library  # noqa: F401  (registers the operators that tor
 from prorec_fast.ops import bpr as _bpr
 from prorec_fast.ops import distribution_kl as _distribution_kl
 from prorec_fast.ops import info_nce as _info_nce
+from prorec_fast.ops.distinct import Distinct
 from prorec_fast.ops.distribution_kl import TeacherDistribution
 
 __all__ = ["TeacherDistribution", "bpr", "cross_view_info_nce", "distribution_kl", "info_nce"]
@@ -115,8 +116,8 @@ def cross_view_info_nce(
     user_b: Tensor,
     item_b: Tensor,
     *,
-    users: Tensor | None = None,
-    items: Tensor | None = None,
+    users: Tensor | Distinct | None = None,
+    items: Tensor | Distinct | None = None,
     temperature: float = 0.2,
     reduction: str = "mean",
 ) -> Tensor:
@@ -125,7 +126,8 @@ def cross_view_info_nce(
     Args:
         user_a, item_a, user_b, item_b: [B, d] each, or whole tables [M, d] and [N, d] with `users` and `items`.
         users, items: int64 [B] each, the batch's pairs. The result is that of the gathered rows, but equal rows are
-            counted once, with their multiplicity.
+            counted once, with their multiplicity. What prorec_fast.ops.distinct.distinct found for either serves in its
+            place, and is not found again.
         temperature, reduction: as for `info_nce`.
 
     Raises:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import check_against_reference
+from helpers import check_against_reference, leaves
 
 from prorec_fast import _checks, _native, losses
+from prorec_fast.ops import info_nce as ops
+from prorec_fast.ops.distinct import Distinct, distinct
 from prorec_fast.reference import info_nce as reference
 
 
@@ -109,6 +111,22 @@ def test_cross_view_on_device_matches_reference(device, temperature, reduction, 
     user_a, user_b = views(device, 2, 40, 24)
     item_a, item_b = views(device, 2, 60, 24)
     check_cross_view([user_a, item_a, user_b, item_b], users=users.to(device), items=items.to(device), **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_cross_view_on_device_takes_what_is_known_of_its_indices(device, reduction, monkeypatch):
+    generator = torch.Generator().manual_seed(2)
+    users, items = (torch.randint(n, (70,), generator=generator).to(device) for n in (20, 30))
+    results = []
+    for index in ((users, items), (users, distinct(items)), (distinct(users), distinct(items))):
+        inputs = leaves(views(device, 4, 30, 16))
+        if isinstance(index[0], Distinct):
+            monkeypatch.setattr(ops, "distinct", None)
+        loss = losses.cross_view_info_nce(*inputs, users=index[0], items=index[1], reduction=reduction)
+        loss.square().sum().backward()
+        results.append([loss.detach(), *(t.grad for t in inputs)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("which", range(4))

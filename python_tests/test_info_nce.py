@@ -6,6 +6,7 @@ from helpers import assert_compiled_equals_eager, check_against_reference, leave
 from processes import LEVELS, rerun_at
 
 from prorec_fast import losses
+from prorec_fast.ops.distinct import distinct
 from prorec_fast.reference import info_nce as reference
 
 
@@ -121,6 +122,21 @@ def test_cross_view_matches_reference(temperature, reduction, indexed):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_cross_view_takes_what_is_known_of_its_indices(reduction, dtype):
+    generator = torch.Generator().manual_seed(2)
+    users, items = (torch.randint(n, (70,), generator=generator) for n in (20, 30))
+    results = []
+    for index in ((users, items), (distinct(users), distinct(items)), (users, distinct(items))):
+        inputs = leaves(views(4, 30, 16), dtype)
+        loss = losses.cross_view_info_nce(*inputs, users=index[0], items=index[1], reduction=reduction)
+        loss.square().sum().backward()
+        results.append([loss.detach(), *(t.grad for t in inputs)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 @pytest.mark.parametrize("which", range(4))
 def test_cross_view_grad_of_each_input_alone(which):
     tensors = views(4, 33, 16)
@@ -186,7 +202,10 @@ def test_info_nce_compiles_and_registers():
             assert_compiled_equals_eager(
                 lambda a, p, r=reduction, c=count: losses.info_nce(a, p, rows=index, count=c, reduction=r), tensors[:2]
             )
-    assert_compiled_equals_eager(lambda *t: losses.cross_view_info_nce(*t, users=index, items=index), tensors)
+    for known in (index, distinct(index)):
+        assert_compiled_equals_eager(
+            lambda *t, known=known: losses.cross_view_info_nce(*t, users=index, items=known), tensors
+        )
 
 
 @pytest.mark.parametrize(
@@ -218,6 +237,9 @@ def test_info_nce_rejects(change, error, message):
         (dict(users=torch.tensor([0])), ValueError, "users, items: want both or neither"),
         (dict(users=torch.tensor([0]), items=torch.tensor([0, 1])), ValueError, "items: want one for each"),
         (dict(users=torch.tensor([0]), items=torch.tensor([5])), IndexError, "items: want entries"),
+        (dict(users=torch.tensor([0]), items=distinct(torch.tensor([5]))), IndexError, "items: want entries"),
+        (dict(users=torch.tensor([0]), items=distinct(torch.tensor([1, 1]))), ValueError, "items: want one for each"),
+        (dict(users=torch.tensor([0]), items=[0]), TypeError, "items: want a 1-d int64 tensor"),
     ],
 )
 def test_cross_view_rejects(change, error, message):

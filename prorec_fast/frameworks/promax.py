@@ -141,7 +141,7 @@ class _ProMaxObjective(Objective):
         if config.sdr_weight:
             sdr = config.sdr_weight * self._supervised(user, item, distinct_users)
         if self.contrast_weight:
-            s2dr = self.contrast_weight * self._self_supervised(user, item, users, positives, distinct_users)
+            s2dr = self.contrast_weight * self._self_supervised(user, item, distinct_users, distinct(positives))
         return {"bpr": loss, "sdr": sdr, "s2dr": s2dr, "reg": config.reg * squared_norm(self.model)}
 
     def _supervised(self, user: Tensor, item: Tensor, distinct_users: Distinct) -> Tensor:
@@ -161,11 +161,8 @@ class _ProMaxObjective(Objective):
             teacher=self.teacher,
         )
 
-    def _self_supervised(
-        self, user: Tensor, item: Tensor, users: Tensor, positives: Tensor, distinct_users: Distinct
-    ) -> Tensor:
+    def _self_supervised(self, user: Tensor, item: Tensor, users: Distinct, items: Distinct) -> Tensor:
         from prorec_fast.losses import cross_view_info_nce, info_nce
-        from prorec_fast.ops.distinct import distinct
 
         tau, eps = self.config.temperature, self.config.contrast_eps
         enriched_user, enriched_item = self.model.representation(self.enriched_graph)
@@ -174,9 +171,7 @@ class _ProMaxObjective(Objective):
             return info_nce(table, enriched, rows=rows.values, count=rows.count, temperature=tau, eps=eps)
 
         return (
-            own(user, enriched_user, distinct_users)
-            + own(item, enriched_item, distinct(positives))
-            + cross_view_info_nce(
-                user, item, enriched_user, enriched_item, users=users, items=positives, temperature=tau
-            )
+            own(user, enriched_user, users)
+            + own(item, enriched_item, items)
+            + cross_view_info_nce(user, item, enriched_user, enriched_item, users=users, items=items, temperature=tau)
         )

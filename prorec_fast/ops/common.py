@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prorec_fast import _native
+from prorec_fast.ops.distinct import Distinct
 from prorec_fast.reference.reduce import keep, leading, reduce
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -63,6 +64,8 @@ class RowLoss(NamedTuple):
     def batch(self, *arguments) -> int:
         """The number of rows: of the index vector after the inputs where there is one, else of the first input."""
         index = arguments[self.num_inputs] if len(arguments) > self.num_inputs else None
+        if isinstance(index, Distinct):
+            index = index.inverse
         return index.size(0) if isinstance(index, Tensor) and index.dtype == torch.int64 else arguments[0].size(0)
 
     def total(self, *arguments, coefficient: Tensor, gradients: bool = True) -> tuple[Tensor, list[Tensor]]:

@@ -24,6 +24,11 @@ class Distinct(NamedTuple):
     order: Tensor
     starts: Tensor
 
+    @property
+    def entries(self) -> Tensor:
+        """The index vector again."""
+        return self.values.index_select(0, self.inverse)
+
 
 def distinct(index: Tensor) -> Distinct:
     """torch.unique of a 1-d int64 tensor without its synchronisation: a CUDA graph can capture it."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from prorec_fast import _checks, _native
 from prorec_fast._checks import float_matrix, index_vector, one_of, row_count, same_device_and_dtype
 from prorec_fast.ops.common import REDUCTIONS, RowLoss
+from prorec_fast.ops.distinct import Distinct, distinct
 from prorec_fast.reference import info_nce as reference
 
 
@@ -51,8 +52,8 @@ def cross_view_info_nce(
     user_b: Tensor,
     item_b: Tensor,
     *,
-    users: Tensor | None,
-    items: Tensor | None,
+    users: Tensor | Distinct | None,
+    items: Tensor | Distinct | None,
     temperature: float,
     reduction: str,
 ) -> Tensor:
@@ -67,11 +68,17 @@ def cross_view_info_nce(
     if (users is None) != (items is None):
         raise ValueError("users, items: want both or neither")
     if users is not None:
-        index_vector("users", users, size=user_a.size(0), device=user_a.device)
-        index_vector("items", items, size=item_a.size(0), device=item_a.device)
-        if users.size(0) != items.size(0):
-            raise ValueError(f"items: want one for each of users [{users.size(0)}], got [{items.size(0)}]")
-    if not _native.runs_on_kernel("triton", *tables):
+        batch = []
+        for name, index, table in (("users", users, user_a), ("items", items, item_a)):
+            values = index.values if isinstance(index, Distinct) else index
+            index_vector(name, values, size=table.size(0), device=table.device)
+            batch.append(values.size(0))
+        if batch[0] != batch[1]:
+            raise ValueError(f"items: want one for each of users [{batch[0]}], got [{batch[1]}]")
+    kernel = _native.runs_on_kernel("triton", *tables)
+    if torch.compiler.is_compiling() or not kernel:  # what is registered, and the reference, take no Distinct
+        users, items = (index.entries if isinstance(index, Distinct) else index for index in (users, items))
+    if not kernel:
         return reference.cross_view_info_nce(
             *tables, users=users, items=items, temperature=temperature, reduction=reduction
         )
@@ -89,13 +96,16 @@ class _Pairs(NamedTuple):
     order: Tensor  # [B] int64, which of the batch's rows each pair is
 
 
-def _distinct_pairs(users: Tensor, items: Tensor) -> _Pairs:
-    rows, row_of = torch.unique(users, return_inverse=True)
-    cols, col_of, count = torch.unique(items, return_inverse=True, return_counts=True)
-    order = torch.argsort(row_of, stable=True)
-    indptr = _native.zeros(rows.size(0) + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(row_of, minlength=rows.size(0)), 0, out=indptr[1:])
-    return _Pairs(rows, cols, count.float(), indptr, col_of[order], order)
+def _distinct_pairs(users: Distinct, items: Distinct) -> _Pairs:
+    num_rows, num_cols = int(users.count), int(items.count)
+    return _Pairs(
+        users.values[:num_rows], items.values[:num_cols], items.multiplicity[:num_cols], users.starts[: num_rows + 1],
+        items.inverse[users.order], users.order,
+    )  # fmt: skip
+
+
+def as_distinct(name: str, index: Tensor | Distinct, size: int) -> Distinct:
+    return index if isinstance(index, Distinct) else distinct(_native.index(name, index, size))
 
 
 def _launch(
@@ -164,8 +174,8 @@ def cross_view_info_nce_cpu(
     item_a: Tensor,
     user_b: Tensor,
     item_b: Tensor,
-    users: Tensor | None,
-    items: Tensor | None,
+    users: Tensor | Distinct | None,
+    items: Tensor | Distinct | None,
     temperature: float,
     *,
     coefficient: Tensor | None = None,
@@ -173,7 +183,7 @@ def cross_view_info_nce_cpu(
     pairs = None
     if users is not None:
         pairs = _distinct_pairs(
-            _native.index("users", users, user_a.size(0)), _native.index("items", items, item_a.size(0))
+            as_distinct("users", users, user_a.size(0)), as_distinct("items", items, item_a.size(0))
         )
     coefficient = None if coefficient is None else coefficient / 2
     a, grads_ab = _launch(user_a, item_b, pairs=pairs, temperature=temperature, coefficient=coefficient)

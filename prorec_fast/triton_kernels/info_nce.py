@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from prorec_fast import _native
-from prorec_fast.ops.distinct import Distinct, distinct
+from prorec_fast.ops.distinct import Distinct
+from prorec_fast.ops.info_nce import as_distinct
 from prorec_fast.triton_kernels.info_nce_sweep import Side, pack, sweep
 from prorec_fast.triton_kernels.primitives import CHUNK, LN2, LOG2E, MAX_INV_NORM, live_rows, on_device
 from prorec_fast.triton_kernels.variants import BANDS, FLOATS, Variant, pointers
@@ -253,15 +254,15 @@ def cross_view_info_nce_cuda(
     item_a: Tensor,
     user_b: Tensor,
     item_b: Tensor,
-    users: Tensor | None,
-    items: Tensor | None,
+    users: Tensor | Distinct | None,
+    items: Tensor | Distinct | None,
     temperature: float,
     *,
     coefficient: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     sides, grads = [], []
     for name, index, tables in (("users", users, (user_a, user_b)), ("items", items, (item_a, item_b))):
-        groups = None if index is None else distinct(_native.index(name, index, tables[0].size(0)))
+        groups = None if index is None else as_distinct(name, index, tables[0].size(0))
         sides.append(pack(*tables, groups, None, None, True))
         if coefficient is not None:
             grads.append(tables[0].new_zeros((2, *tables[0].shape), dtype=torch.float32))

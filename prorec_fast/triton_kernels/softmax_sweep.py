@@ -28,7 +28,7 @@ from prorec_fast.triton_kernels.primitives import (
     weighted_rows,
 )
 from prorec_fast.triton_kernels.tuning import BANDS, Tile, tile
-from prorec_fast.triton_kernels.variants import Variant, pointers, precision, shipped_tiles
+from prorec_fast.triton_kernels.variants import FLOATS, Variant, pointers, precision, shipped_tiles
 
 ABSENT = tl.constexpr(-1e38)  # the score of a column that does not exist
 _MAX_BOUNDED_SCALE = 40.0  # e^(s - scale) of unit rows neither overflows nor underflows
@@ -172,6 +172,13 @@ def plan_softmax(x: Rows, y: Rows, values: Rows | None) -> SweepPlan:
     return plan_sweep("softmax_sweep", x, y, *(() if values is None else (values,)), chunks_of=values)
 
 
+def _widths(size: Tile, depth: int, value_depth: int, itemsize: int, *, values_are_y: bool) -> dict[str, int]:
+    cols = min(depth, size.cols)
+    if depth > cols and itemsize == 4 and not values_are_y:
+        cols //= 2  # wider steps through deep float32 rows beside other values spill registers
+    return dict(BLOCK_D=depth, COLS=cols, BLOCK_V=value_depth, VALUE_COLS=min(value_depth, size.cols))
+
+
 def softmax_sweep(
     plan: SweepPlan,
     x: Rows,
@@ -188,13 +195,13 @@ def softmax_sweep(
     (num_rows, depth), num_cols = x.unit.shape, y.unit.size(0)
     size, of = plan.size, y if values is None else values
     sums = x.inv_norm.new_empty(plan.num_parts, _SUMS, num_rows)
+    widths = _widths(size, depth, of.unit.size(1), x.unit.itemsize, values_are_y=of is y)
     with on_device(sums):
         _softmax_sweep_kernel[plan.grid](
             x.unit, y.unit, of.unit, pointer(count, sums), sums, pointer(parts, sums), num_rows, num_cols,
-            plan.num_steps, scale, BLOCK_B=size.block_b, BLOCK_N=size.block_n, BLOCK_D=depth,
-            COLS=min(depth, size.cols), BLOCK_V=of.unit.size(1), VALUE_COLS=min(of.unit.size(1), size.cols),
-            BOUNDED=bounded, ENTROPY=entropy, VALUES=values is not None, VALUES_ARE_Y=of is y,
-            HAS_COUNT=count is not None, PRECISION=dot_precision(x.unit), VALUES_PRECISION=dot_precision(of.unit),
+            plan.num_steps, scale, BLOCK_B=size.block_b, BLOCK_N=size.block_n, **widths, BOUNDED=bounded,
+            ENTROPY=entropy, VALUES=values is not None, VALUES_ARE_Y=of is y, HAS_COUNT=count is not None,
+            PRECISION=dot_precision(x.unit), VALUES_PRECISION=dot_precision(of.unit),
             num_warps=size.num_warps, num_stages=size.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
     return sums
@@ -225,20 +232,27 @@ def teacher_stats_cuda(user: Tensor, item: Tensor, temperature: float, normalize
     return lse, entropy
 
 
+def _form(
+    name: str, size: Tile, depth: int, value_depth: int, *, values_are_y: bool, bounded: bool, values: bool = True
+) -> Variant:  # fmt: skip
+    types = pointers(name, "x_ptr", "y_ptr", "values_ptr") | {"count_ptr": "*i64", "scale": "fp32"}
+    constants = _widths(size, depth, value_depth, FLOATS[name], values_are_y=values_are_y) | dict(
+        BLOCK_B=size.block_b, BLOCK_N=size.block_n, BOUNDED=bounded, ENTROPY=not values, VALUES=values,
+        VALUES_ARE_Y=values_are_y, HAS_COUNT=True, PRECISION=precision(name), VALUES_PRECISION=precision(name),
+    )  # fmt: skip
+    return Variant(_softmax_sweep_kernel, types, constants, size.num_warps, size.num_stages)
+
+
 def variants(chip: int) -> Iterator[Variant]:
     for name, depth, size in shipped_tiles("softmax_sweep", chip):
-        types = pointers(name, "x_ptr", "y_ptr", "values_ptr") | {"count_ptr": "*i64", "scale": "fp32"}
-        cols = min(depth, size.cols)
-        constants = dict(
-            BLOCK_B=size.block_b, BLOCK_N=size.block_n, BLOCK_D=depth, COLS=cols, BLOCK_V=depth, VALUE_COLS=cols,
-            BOUNDED=True, ENTROPY=False, VALUES=True, VALUES_ARE_Y=False, HAS_COUNT=True, PRECISION=precision(name),
-            VALUES_PRECISION=precision(name),
-        )  # fmt: skip
-        others = [{}, dict(BOUNDED=False, VALUES_ARE_Y=True)]
+        yield _form(name, size, depth, depth, values_are_y=False, bounded=True)
+        yield _form(name, size, depth, depth, values_are_y=True, bounded=False)
         if depth == BANDS[0]:
-            others.append(dict(BOUNDED=False, VALUES=False, ENTROPY=True))
-        for other in others:
-            yield Variant(_softmax_sweep_kernel, types, constants | other, size.num_warps, size.num_stages)
+            yield _form(name, size, depth, depth, values_are_y=True, bounded=False, values=False)
+    for name, itemsize in FLOATS.items():  # a deep teacher beside a student
+        deep = 8 * BANDS[-1]
+        size = tile("softmax_sweep", chip, deep, itemsize)
+        yield _form(name, size, deep, BANDS[1], values_are_y=False, bounded=True)
     for entropy in (True, False):
         yield Variant(
             _row_stats_kernel, {"count_ptr": "*i64"}, dict(BLOCK_B=_ROWS, ENTROPY=entropy, HAS_COUNT=True)

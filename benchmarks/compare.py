@@ -133,6 +133,8 @@ def main() -> int:
     parser.add_argument("--allocator", choices=ALLOCATORS, default="default", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"
+    if not on_cpu and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
     arguments.rounds = arguments.rounds or (9 if on_cpu else 30)
     names = arguments.only or [*(() if on_cpu else (CEILINGS,)), *(n for n, c in CASES.items() if c.cpu or not on_cpu)]
     if arguments.worker:

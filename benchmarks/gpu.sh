@@ -20,6 +20,7 @@ set -uo pipefail
 here=$PWD
 cd "$(dirname "$0")/.."
 case ${1:-} in
+  -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' benchmarks/gpu.sh; exit ;;
   '') out=$PWD/benchmarks/results ;;
   /*) out=$1 ;;
   *) out=$here/$1 ;;

@@ -6,6 +6,7 @@ import warnings
 from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -22,7 +23,11 @@ def extension() -> ModuleType:
     try:
         from prorec_fast import _C
     except ImportError as error:
-        raise ImportError(f"prorec_fast's compiled kernels are missing ({error}); run 'pip install .' again") from error
+        root = Path(__file__).parents[1]
+        advice = "run 'pip install .' again"
+        if (root / "CMakeLists.txt").exists():  # a Python started there does not see what is installed
+            advice = f"these are the sources: run 'pip install {root}' and start Python in another folder"
+        raise ImportError(f"prorec_fast's compiled kernels are missing ({error}); {advice}") from error
     return _C
 
 

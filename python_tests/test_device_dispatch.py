@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +74,14 @@ def test_an_extension_without_cuda_says_how_to_build_it(monkeypatch):
     with pytest.raises(ImportError, match=r"built without CUDA kernels.*PRF_CUDA=ON"):
         _native.cuda_extension()
     assert "PRF_CUDA=ON" in _native.device_problem.__wrapped__("cuda", 0)
+
+
+def test_a_missing_extension_says_whether_these_are_the_sources(monkeypatch):
+    monkeypatch.delattr(prorec_fast, "_C", raising=False)
+    monkeypatch.setitem(sys.modules, "prorec_fast._C", None)
+    sources = Path(_native.__file__).parents[1].joinpath("CMakeLists.txt").exists()
+    with pytest.raises(ImportError, match="start Python in another folder" if sources else "run 'pip install .' again"):
+        _native.extension.__wrapped__()
 
 
 def test_backends_name_what_serves_each_operation():

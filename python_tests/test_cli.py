@@ -302,7 +302,7 @@ def test_cli_interrupt_leaves_a_run_that_resumes(folder, tmp_path):
     process = subprocess.Popen(
         [*command, "--out", str(out), "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=HERE,
+        cwd=HERE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     while "epoch 3," not in process.stderr.readline():
         assert process.poll() is None

@@ -98,6 +98,14 @@ def cuda_call(t: Tensor, name: str, *arguments) -> None:
         launcher(*arguments, torch.cuda.current_stream().cuda_stream)
 
 
+def call(t: Tensor, name: str, *arguments) -> None:
+    """Runs the kernel `name` of the device of `t`, where both take the same arguments."""
+    if on_cuda(t):
+        cuda_call(t, name, *arguments)
+    else:
+        getattr(extension(), name)(*arguments, threads())
+
+
 def storable(t: Tensor) -> Tensor:
     """`t` in a form the kernels read: unit column stride; on the CPU, float32 or bfloat16."""
     t = t.detach()

@@ -15,7 +15,7 @@ from prorec_fast.ops.bpr import BPR
 from prorec_fast.ops.candidate_items import candidate_items_kernel
 from prorec_fast.ops.common import RowLoss
 from prorec_fast.ops.distribution_kl import DISTRIBUTION_KL
-from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_cpu
+from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_kernel
 from prorec_fast.ops.info_nce import CROSS_VIEW_INFO_NCE, INFO_NCE
 from prorec_fast.ops.propagate import propagate_kernel, transposed
 from prorec_fast.ops.ranking_metrics import ranking_metrics_kernel
@@ -94,7 +94,7 @@ _register_loss(
 
 @torch.library.custom_op("prorec_fast::teacher_stats", mutates_args=())
 def teacher_stats(user: Tensor, item: Tensor, temperature: float, normalize: bool) -> tuple[Tensor, Tensor]:
-    lse, entropy = teacher_stats_cpu(user, item, temperature, normalize)
+    lse, entropy = teacher_stats_kernel(user, item, temperature, normalize)
     return lse.clone(), entropy.clone()
 
 

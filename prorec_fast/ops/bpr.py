@@ -4,7 +4,7 @@ from torch import Tensor
 
 from prorec_fast import _native
 from prorec_fast._checks import float_matrix, one_of, same_device_and_dtype
-from prorec_fast.ops.common import REDUCTIONS, RowLoss
+from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
 from prorec_fast.reference.bpr import bpr as reference
 
 
@@ -30,12 +30,4 @@ def bpr_cpu(user: Tensor, positive: Tensor, negative: Tensor, *, coefficient: Te
     return loss, grads
 
 
-def _bpr(user: Tensor, *arguments, **options):
-    if not _native.on_cuda(user):
-        return bpr_cpu(user, *arguments, **options)
-    from prorec_fast.triton_kernels.bpr import bpr_cuda
-
-    return bpr_cuda(user, *arguments, **options)
-
-
-BPR = RowLoss("bpr", _bpr, 3, light=True)
+BPR = RowLoss("bpr", by_device(bpr_cpu, "bpr"), 3, light=True)

@@ -40,11 +40,8 @@ def candidate_items_kernel(
     graph = _native.csr(indptr, indices, None, num_items)
 
     def run(*to_fill: Tensor | None) -> None:
-        arguments = (graph, similar.data_ptr(), similar.size(1), *map(_native.address, to_fill))
-        if _native.on_cuda(similar):
-            _native.cuda_call(similar, "candidate_items", *arguments)
-        else:
-            _native.extension().candidate_items(*arguments, _native.threads())
+        addresses = map(_native.address, to_fill)
+        _native.call(similar, "candidate_items", graph, similar.data_ptr(), similar.size(1), *addresses)
 
     row_counts = similar.new_empty(similar.size(0))
     run(row_counts, None, None, None)

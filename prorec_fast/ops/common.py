@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,19 @@ class RowLoss(NamedTuple):
         coefficient = coefficient.float().contiguous()
         rows, grads = self.launch(*arguments, coefficient=coefficient if gradients else None)
         return _weighted_sum(rows.double(), coefficient.double()).to(arguments[0].dtype), grads
+
+
+def by_device(cpu: Callable, module: str) -> Callable:
+    """A launch: of `cpu`, named <operation>_cpu, or for CUDA tensors of <operation>_cuda in triton_kernels.<module>,
+    which is imported only then."""
+    name = cpu.__name__.removesuffix("_cpu") + "_cuda"
+
+    def launch(first: Tensor, *arguments, **options):
+        if not _native.on_cuda(first):
+            return cpu(first, *arguments, **options)
+        return getattr(import_module(f"prorec_fast.triton_kernels.{module}"), name)(first, *arguments, **options)
+
+    return launch
 
 
 def _weighted_sum(rows: Tensor, coefficient: Tensor) -> Tensor:

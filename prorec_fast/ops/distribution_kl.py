@@ -5,7 +5,7 @@ from torch import Tensor
 
 from prorec_fast import _checks, _native
 from prorec_fast._checks import float_matrix, index_vector, one_of, row_count, same_device_and_dtype
-from prorec_fast.ops.common import REDUCTIONS, RowLoss
+from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
 from prorec_fast.reference import distribution_kl as reference
 
 DIVERGENCES = ("cross_entropy", "kl", "reverse_kl", "js")
@@ -223,12 +223,4 @@ def distribution_kl_cpu(
     return loss, [grad_user, grad_item[: item.size(0)]]
 
 
-def _launch(user: Tensor, *arguments, coefficient: Tensor | None = None):
-    if _native.on_cuda(user):
-        from prorec_fast.triton_kernels.distribution_kl import distribution_kl_cuda
-
-        return distribution_kl_cuda(user, *arguments, coefficient=coefficient)
-    return distribution_kl_cpu(user, *arguments, coefficient=coefficient)
-
-
-DISTRIBUTION_KL = RowLoss("distribution_kl", _launch, 2)
+DISTRIBUTION_KL = RowLoss("distribution_kl", by_device(distribution_kl_cpu, "distribution_kl"), 2)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prorec_fast import _checks, _native
 from prorec_fast._checks import float_matrix, index_vector, one_of, row_count, same_device_and_dtype
-from prorec_fast.ops.common import REDUCTIONS, RowLoss
+from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
 from prorec_fast.ops.distinct import Distinct, distinct
 from prorec_fast.reference import info_nce as reference
 
@@ -192,21 +192,5 @@ def cross_view_info_nce_cpu(
     return (a + b) / 2, grads
 
 
-def _info_nce(anchor: Tensor, *arguments, **options):
-    if not _native.on_cuda(anchor):
-        return info_nce_cpu(anchor, *arguments, **options)
-    from prorec_fast.triton_kernels.info_nce import info_nce_cuda
-
-    return info_nce_cuda(anchor, *arguments, **options)
-
-
-def _cross_view_info_nce(user_a: Tensor, *arguments, **options):
-    if not _native.on_cuda(user_a):
-        return cross_view_info_nce_cpu(user_a, *arguments, **options)
-    from prorec_fast.triton_kernels.info_nce import cross_view_info_nce_cuda
-
-    return cross_view_info_nce_cuda(user_a, *arguments, **options)
-
-
-INFO_NCE = RowLoss("info_nce", _info_nce, 2)
-CROSS_VIEW_INFO_NCE = RowLoss("cross_view_info_nce", _cross_view_info_nce, 4)
+INFO_NCE = RowLoss("info_nce", by_device(info_nce_cpu, "info_nce"), 2)
+CROSS_VIEW_INFO_NCE = RowLoss("cross_view_info_nce", by_device(cross_view_info_nce_cpu, "info_nce"), 4)

@@ -13,14 +13,12 @@ def pair_scores(user: Tensor, item: Tensor, indptr: Tensor, indices: Tensor) -> 
         return pair_scores_reference(user, item, indptr, indices)
     user_rows, item_rows = _native.storable(user), _native.storable(item)
     scores = user.new_empty(indices.numel(), dtype=torch.float32)
-    arguments = (
+    _native.call(
+        user,
+        "pair_scores",
         _native.matrix(user_rows),
         _native.matrix(item_rows),
         _native.csr(indptr, indices, None, item.size(0)),
         scores.data_ptr(),
     )
-    if _native.on_cuda(user):
-        _native.cuda_call(user, "pair_scores", *arguments)
-    else:
-        _native.extension().pair_scores(*arguments, _native.threads())
     return scores.to(user.dtype)

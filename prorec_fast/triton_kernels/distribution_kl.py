@@ -22,6 +22,7 @@ from prorec_fast.triton_kernels.primitives import (
     LOG2E,
     Parts,
     Rows,
+    bounded,
     dot_precision,
     finish_rows,
     live_rows,
@@ -34,7 +35,6 @@ from prorec_fast.triton_kernels.primitives import (
 from prorec_fast.triton_kernels.softmax_sweep import (
     ABSENT,
     SweepPlan,
-    bounded,
     merged_softmax,
     of_one_dtype,
     plan_softmax,

@@ -22,7 +22,7 @@ from prorec_fast import _native
 from prorec_fast.ops.distinct import Distinct
 from prorec_fast.ops.info_nce import as_distinct
 from prorec_fast.triton_kernels.info_nce_sweep import Side, pack, sweep
-from prorec_fast.triton_kernels.primitives import CHUNK, LN2, LOG2E, MAX_INV_NORM, live_rows, on_device
+from prorec_fast.triton_kernels.primitives import CHUNK, LN2, LOG2E, MAX_INV_NORM, bounded, live_rows, on_device
 from prorec_fast.triton_kernels.variants import BANDS, FLOATS, Variant, pointers
 
 
@@ -163,9 +163,6 @@ def _info_nce_column_kernel(
     _store_gradient(acc * scale, unit, inv_norm, at, offs_d, depth, NORMALIZE, ADD)
 
 
-# Of 1 / temperature, up to which e^((cos - 1) / temperature) is a normal number for every cosine, so that the bound of
-# all cosines serves in place of each row's maximum.
-_BOUNDED_SCALE = 40.0
 _EVERY_ENTRY = Distinct(*[None] * len(Distinct._fields))
 
 
@@ -184,7 +181,7 @@ def _contrast(
 ) -> Tensor:  # fmt: skip
     """Losses [B], the mean of the views'; fills the tables' gradients [tables, size, depth] by coefficient . losses."""
     scale = 1 / temperature
-    online = not (normalize and scale <= _BOUNDED_SCALE)
+    online = not bounded(temperature, normalize)
     x_groups, y_groups = x.groups or _EVERY_ENTRY, y.groups or _EVERY_ENTRY
     batch = x.size if x.groups is None else x.groups.inverse.size(0)
     like = x.inv_norm

@@ -21,6 +21,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 MAX_INV_NORM = tl.constexpr(1e12)  # of a row no longer than 1e-12, which F.normalize divides by 1e-12
 
 CHUNK = 128  # columns of a packed table that a program holds at a time
+_MAX_BOUNDED_SCALE = 40.0  # up to which e^((cos - 1) / temperature) is a normal number for every cosine
 _PACK_ROWS = 16
 _FINISH_ROWS = 16
 _PROGRAMS_A_PROCESSOR = 2
@@ -40,6 +41,11 @@ class Rows(NamedTuple):
 def block_depth(depth: int) -> int:
     """Columns of a packed table of `depth`: the next power of two, at least what a tensor core's step takes."""
     return max(16, triton.next_power_of_2(depth))
+
+
+def bounded(temperature: float, normalize: bool) -> bool:
+    """Whether scores have a bound that can stand in for their maximum."""
+    return normalize and 1 / temperature <= _MAX_BOUNDED_SCALE
 
 
 def on_device(t: Tensor):

@@ -31,7 +31,6 @@ from prorec_fast.triton_kernels.tuning import BANDS, Tile, tile
 from prorec_fast.triton_kernels.variants import FLOATS, Variant, pointers, precision, shipped_tiles
 
 ABSENT = tl.constexpr(-1e38)  # the score of a column that does not exist
-_MAX_BOUNDED_SCALE = 40.0  # e^(s - scale) of unit rows neither overflows nor underflows
 _SUMS = 3  # top, sum e, sum e (s - top): of every row, in every part
 _ROWS = 128
 
@@ -161,11 +160,6 @@ def plan_sweep(
 def pointer(t: Tensor | None, otherwise: Tensor) -> Tensor:
     """A kernel's pointer must be of something, used or not."""
     return otherwise if t is None else t
-
-
-def bounded(temperature: float, normalize: bool) -> bool:
-    """Whether scores have a bound that can stand in for their maximum."""
-    return normalize and 1 / temperature <= _MAX_BOUNDED_SCALE
 
 
 def plan_softmax(x: Rows, y: Rows, values: Rows | None) -> SweepPlan:

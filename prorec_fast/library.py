@@ -172,9 +172,7 @@ def _(items, indptr, indices, num_items, ks):
 
 
 @torch.library.custom_op("prorec_fast::candidate_items", mutates_args=())
-def candidate_items(
-    indptr: Tensor, indices: Tensor, num_items: int, similar: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def candidate_items(indptr: Tensor, indices: Tensor, num_items: int, similar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return candidate_items_kernel(indptr, indices, num_items, similar)
 
 

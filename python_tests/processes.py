@@ -33,9 +33,7 @@ def rerun_at(level: str, files: str | list[str], *tests: str) -> None:
     if platform.machine().lower() not in ("x86_64", "amd64") and level != "baseline":
         pytest.skip(f"{level} is a level of x86-64 only")
     try:
-        found = run_python(
-            "from prorec_fast._native import extension; print(extension().isa())", PROREC_FAST_ISA=level
-        )
+        found = run_python("from prorec_fast._native import extension; print(extension().isa())", PROREC_FAST_ISA=level)
     except AssertionError as error:
         if "and a processor with it" in str(error):
             pytest.skip(f"this processor has no {level}")

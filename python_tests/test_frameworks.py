@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid, normalize
 from training_data import tiny
 
 from prorec_fast.data import load
-from prorec_fast.frameworks import BPR, FRAMEWORKS, PAPER, PRESETS, PUBLISHED_WEIGHTS, RELEASED, ProMax, get_preset
+from prorec_fast.frameworks import FRAMEWORKS, PAPER, PRESETS, PUBLISHED_WEIGHTS, RELEASED, Plain, ProMax, get_preset
 from prorec_fast.frameworks.promax import whitened_profiles
 from prorec_fast.models import MF, LightGCN
 
@@ -61,7 +61,7 @@ def plain_promax(model, data, config, batch):
 
 def test_frameworks_bpr_is_the_formula(data, batch):
     model = LightGCN(data, dim=8, init_scale=5.0)
-    terms = BPR(reg=0.01).bind(model, data).terms(*batch)
+    terms = Plain(reg=0.01).bind(model, data).terms(*batch)
     user, item = model.representation()
     torch.testing.assert_close(terms["bpr"], plain_bpr(user, item, batch), atol=1e-6, rtol=1e-5)
     squares = sum(parameter.square().sum() for parameter in model.parameters())

@@ -76,7 +76,7 @@ def test_models_lightgcn_takes_another_graph(data):
 
 
 def test_models_rejects(data):
-    with pytest.raises(ValueError, match="dim: want a positive integer"):
+    with pytest.raises(ValueError, match="dim: want an integer of at least 1"):
         MF(data, dim=0)
     with pytest.raises(ValueError, match="init_scale"):
         MF(data, init_scale=0.0)

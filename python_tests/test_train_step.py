@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_data import tiny
 
 from prorec_fast import _checks, _native
-from prorec_fast.frameworks import BPR, ProMax
+from prorec_fast.frameworks import Plain, ProMax
 from prorec_fast.models import MF, LightGCN
 from prorec_fast.sampling import sample_negatives
 from prorec_fast.train import fit, loop
@@ -22,7 +22,9 @@ from prorec_fast.train.step import WARMUP_STEPS, CudaGraphs
 
 EPOCHS, WARMUP_EPOCHS, BATCH = 6, 2, 128
 SETTINGS = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 0.01, "eval_every": 3, "seed": 3}
-FRAMEWORKS = pytest.mark.parametrize("framework", [BPR(), ProMax(warmup_epochs=WARMUP_EPOCHS)], ids=["none", "promax"])
+FRAMEWORKS = pytest.mark.parametrize(
+    "framework", [Plain(), ProMax(warmup_epochs=WARMUP_EPOCHS)], ids=["none", "promax"]
+)
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
@@ -88,13 +90,13 @@ def test_captured_training_is_eager_training(data, monkeypatch, framework, caplo
     captured = train(monkeypatch, data, framework, graphs)
     assert_equal_runs(captured, eager)
 
-    phases = [EPOCHS] if framework == BPR() else [WARMUP_EPOCHS, EPOCHS - WARMUP_EPOCHS]
+    phases = [EPOCHS] if framework == Plain() else [WARMUP_EPOCHS, EPOCHS - WARMUP_EPOCHS]
     counts = [count for epochs in phases for count in steps_of(data, epochs)]
     assert graphs.log.count("warm up") == sum(min(WARMUP_STEPS, count) for count in counts)
     assert graphs.log.count("capture") == sum(count > WARMUP_STEPS for count in counts)
     assert graphs.log.count("replay") == sum(max(count - WARMUP_STEPS, 0) for count in counts)
     # The graph of a phase's short batches shares the pool of that of its full ones; no pool outlives its phase.
-    assert graphs.shared == ([False, True] if framework == BPR() else [False, False, True])
+    assert graphs.shared == ([False, True] if framework == Plain() else [False, False, True])
     assert not caplog.records
 
 
@@ -107,10 +109,10 @@ def test_a_step_reads_every_batch_from_one_place(data, monkeypatch):
         seen.setdefault(users.numel(), set()).add(place)
         return original(self, users, positives, negatives)
 
-    objective = type(BPR().bind(MF(data, dim=4), data))
+    objective = type(Plain().bind(MF(data, dim=4), data))
     original = objective.terms
     monkeypatch.setattr(objective, "terms", terms)
-    train(monkeypatch, data, BPR(), RecordingGraphs())
+    train(monkeypatch, data, Plain(), RecordingGraphs())
     assert len(seen) == 2 and all(len(places) == 1 for places in seen.values())
 
 
@@ -134,8 +136,8 @@ def test_what_may_change_between_steps_is_not_captured(data, monkeypatch):
         phase = None
 
     graphs = RecordingGraphs()
-    train(monkeypatch, data, BPR(), graphs, model=Drawing(data, dim=8))
-    train(monkeypatch, data, BPR(), graphs, cuda_graph=False)
+    train(monkeypatch, data, Plain(), graphs, model=Drawing(data, dim=8))
+    train(monkeypatch, data, Plain(), graphs, cuda_graph=False)
     monkeypatch.setattr(ProMax, "bind", lambda self, model, data: Changing(self, model, data))
     train(monkeypatch, data, ProMax(), graphs)
     assert graphs.log == []
@@ -259,7 +261,7 @@ def test_never_waits_finds_what_waits(never_waits, operation):
 
 def trainer_of(model, data, framework, batch_size=BATCH, cuda_graph=True):
     objective = framework.bind(model, data)
-    return loop._Trainer(model, data, objective, batch_size=batch_size, lr=0.01, seed=3, cuda_graph=cuda_graph)
+    return loop._Trainer(objective, data, batch_size=batch_size, lr=0.01, seed=3, cuda_graph=cuda_graph)
 
 
 def test_a_step_without_kernels_never_waits_for_the_device(data, monkeypatch, never_waits):
@@ -280,7 +282,7 @@ def test_an_epoch_on_the_device_never_waits_and_is_that_of_the_cpu(data, simulat
 
     device = trainer()
     data.train_graph.negative_weights.clear()  # what it keeps for the device, where it is not the CPU
-    sample_negatives(data.train_graph, device.users[:1], seed=0)  # looks, once, whether every user has negatives
+    sample_negatives(data.train_graph, device.visited[0, :1], seed=0)  # looks, once, whether every user has negatives
     with never_waits:
         device.visit_all(0)
     assert never_waits.calls > 100
@@ -288,12 +290,12 @@ def test_an_epoch_on_the_device_never_waits_and_is_that_of_the_cpu(data, simulat
     cpu = trainer()
     cpu.visit_all(0)
     assert device.step.means() == pytest.approx(cpu.step.means(), rel=1e-5)
-    for name, want in cpu.model.state_dict().items():
-        torch.testing.assert_close(device.model.state_dict()[name], want, rtol=1e-3, atol=1e-4)
+    for name, want in cpu.objective.model.state_dict().items():
+        torch.testing.assert_close(device.objective.model.state_dict()[name], want, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("cuda_graph", [True, False])
-@pytest.mark.parametrize("framework", [pytest.param(f, marks=needs_gpu) for f in (BPR(), ProMax())])
+@pytest.mark.parametrize("framework", [pytest.param(f, marks=needs_gpu) for f in (Plain(), ProMax())])
 def test_gpu_epochs_do_not_wait(data, framework, cuda_graph, caplog):
     trainer = trainer_of(LightGCN(data, dim=8).to("cuda"), data, framework, cuda_graph=cuda_graph)
     for _ in range(WARMUP_STEPS + 1):
@@ -326,7 +328,7 @@ def test_gpu_captured_training_is_eager_training(data, framework, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("framework", [pytest.param(BPR(), marks=needs_gpu)])
+@pytest.mark.parametrize("framework", [pytest.param(Plain(), marks=needs_gpu)])
 def test_gpu_failed_capture_leaves_training_eager(data, framework, caplog, monkeypatch):
     """A model that waits for the device cannot be captured; the device is as good as before."""
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from prorec_fast import frameworks
 from prorec_fast.data import load
+from prorec_fast.frameworks import OWN_STATE
 from prorec_fast.models import build
 from prorec_fast.train import RunError, evaluate, read_weights
 from prorec_fast.train.run_folder import CONFIG, HISTORY, WEIGHTS, read_json
 
 from .settings import pick_device
+
+if TYPE_CHECKING:
+    from prorec_fast.data import Dataset
+    from prorec_fast.frameworks import Objective
+    from prorec_fast.models import Recommender
 
 # the same weights on the same device rank alike; another device may order near-equal scores otherwise
 _SAME_DEVICE_TOLERANCE = 1e-6
@@ -54,11 +61,8 @@ def _evaluate_one(folder: Path, data_override: str | None, device: Any) -> dict[
     if data.fingerprint != fingerprint:
         raise RunError(f"{folder}: trained on other data than {data.source} now holds; give the original with --data")
     model = build(model_config.pop("name"), data, **model_config)
-    try:
-        model.load_state_dict(read_weights(folder))
-    except RuntimeError as error:
-        raise RunError(f"{folder / WEIGHTS}: does not fit the model in {CONFIG}") from error
-    test = evaluate(model.to(device), data, "test")
+    ranker = _with_weights(model.to(device), data, config["framework"], folder)
+    test = evaluate(ranker, data, "test")
     result = read_json(folder / HISTORY)["result"] if (folder / HISTORY).exists() else None
     if result is None:
         verdict = "the run is not finished, nothing to compare with"
@@ -67,3 +71,19 @@ def _evaluate_one(folder: Path, data_override: str | None, device: Any) -> dict[
         same = all(abs(test[name] - value) <= tolerance for name, value in result["test"].items())
         verdict = "equal to the stored result" if same else "differs from the stored result"
     return {"run": str(folder), "data": data.name, "notes": config["notes"], "test": test, "verdict": verdict}
+
+
+def _with_weights(
+    model: Recommender, data: Dataset, framework: dict[str, Any], folder: Path
+) -> Recommender | Objective:
+    """What the run's weights belong to: the model, or where the framework has weights of its own, its objective."""
+    weights = read_weights(folder)
+    try:
+        if not any(name.startswith(OWN_STATE) for name in weights):
+            model.load_state_dict(weights)
+            return model
+        objective = frameworks.build(**framework).bind(model, data)
+        objective.load_all_state(weights)
+    except (RuntimeError, TypeError) as error:
+        raise RunError(f"{folder / WEIGHTS}: does not fit the model in {CONFIG}") from error
+    return objective

@@ -11,7 +11,7 @@ import torch
 
 from prorec_fast.data import Dataset
 from prorec_fast.data.loading import SYNTHETIC
-from prorec_fast.frameworks import BPR, PUBLISHED_WEIGHTS, Framework, get_preset
+from prorec_fast.frameworks import PUBLISHED_WEIGHTS, Framework, Plain, get_preset
 from prorec_fast.models import Recommender, build
 from prorec_fast.train import RunError
 from prorec_fast.train.run_folder import CONFIG, read_json
@@ -64,7 +64,7 @@ class Settings:
 
     def build_framework(self, name: str, data: Dataset) -> Framework:
         promax = replace(get_preset(self.preset).promax, **{**PUBLISHED_WEIGHTS.get(data.name, {}), **self.promax})
-        return promax if name == "promax" else BPR(reg=promax.reg)
+        return promax if name == "promax" else Plain()
 
     def training(self) -> dict[str, Any]:
         """The keyword arguments of `fit` that do not depend on the seed."""

@@ -1,23 +1,38 @@
-"""Training objectives around a model: plain BPR (`"none"`) and ProMax."""
+"""Training objectives around a model: its own loss (`"none"`) and ProMax."""
 
 from __future__ import annotations
 
-from .base import BPR, Framework, Objective
+from typing import Any
+
+from .base import OWN_STATE, Framework, Objective, Plain
 from .presets import PAPER, PRESETS, PUBLISHED_WEIGHTS, RELEASED, Preset, get_preset
 from .promax import ProMax
 
 __all__ = [
-    "BPR",
     "FRAMEWORKS",
+    "OWN_STATE",
     "PAPER",
     "PRESETS",
     "PUBLISHED_WEIGHTS",
     "RELEASED",
     "Framework",
     "Objective",
+    "Plain",
     "Preset",
     "ProMax",
+    "build",
     "get_preset",
 ]
 
-FRAMEWORKS: dict[str, type[Framework]] = {framework.name: framework for framework in (BPR, ProMax)}
+FRAMEWORKS: dict[str, type[Framework]] = {framework.name: framework for framework in (Plain, ProMax)}
+
+
+def build(name: str, **options: Any) -> Framework:
+    """The framework called `name`; `options` as its class takes them, and as `Framework.config` gives them.
+
+    Raises:
+        ValueError: no such framework.
+    """
+    if name not in FRAMEWORKS:
+        raise ValueError(f"framework: want one of {', '.join(FRAMEWORKS)}, got {name!r}")
+    return FRAMEWORKS[name](**options)

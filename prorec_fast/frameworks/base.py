@@ -1,26 +1,30 @@
-"""A framework is a training objective around a model; plain BPR is the simplest."""
+"""A framework is a training objective around a model; the model's own loss alone is the simplest."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn.functional import embedding
+from torch import Tensor, nn
 
 from prorec_fast import _native
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
+    from prorec_fast.graph import BipartiteGraph
     from prorec_fast.models import Recommender
 
+OWN_STATE = "framework."  # before the names of what a framework adds to a model's weights
 
-class Objective(ABC):
-    """A framework bound to one model and data set: what training calls every step.
+
+class Objective(nn.Module, ABC):
+    """A framework bound to one model and data set: what training calls every step, and what is evaluated after it.
+
+    Its own parameters are those that the framework adds; the model's stay the model's.
 
     Attributes:
         notes: what a result of this run rests on beside its settings (where profiles came from), in words.
@@ -32,16 +36,55 @@ class Objective(ABC):
     notes: Mapping[str, str] = MappingProxyType({})
     phase: Hashable | None = None
 
-    def start_epoch(self, epoch: int) -> None:  # noqa: B027  (nothing to do for most)
+    def __init__(self, model: Recommender) -> None:
+        super().__init__()
+        self._models = (model,)  # in a tuple, where nn.Module does not take it for a part of this one
+
+    @property
+    def model(self) -> Recommender:
+        return self._models[0]
+
+    @property
+    def train_graph(self) -> BipartiteGraph:
+        return self.model.train_graph
+
+    def train(self, mode: bool = True) -> Objective:
+        self.model.train(mode)
+        return super().train(mode)
+
+    def all_parameters(self) -> list[nn.Parameter]:
+        """The model's parameters, then the framework's."""
+        return [*self.model.parameters(), *self.parameters()]
+
+    def all_state(self) -> dict[str, Tensor]:
+        """The model's state dictionary, and the framework's with its names prefixed."""
+        return {**self.model.state_dict(), **{OWN_STATE + name: t for name, t in self.state_dict().items()}}
+
+    def load_all_state(self, state: Mapping[str, Tensor]) -> None:
+        """What `all_state` gave.
+
+        Raises:
+            RuntimeError: it belongs to another model or framework.
+        """
+        own = {name.removeprefix(OWN_STATE): t for name, t in state.items() if name.startswith(OWN_STATE)}
+        self.load_state_dict(own)
+        self.model.load_state_dict({name: t for name, t in state.items() if not name.startswith(OWN_STATE)})
+
+    def start_epoch(self, epoch: int) -> None:
         """Called before the steps of `epoch` (0, 1, ...); whatever depends on time is set here."""
 
     @abstractmethod
-    def terms(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Mapping[str, Tensor]:
+    def terms(self, *batch: Tensor) -> Mapping[str, Tensor]:
         """The loss of one batch as named 0-d terms, weights included: their sum is what is minimised.
 
         Args:
-            users, positives, negatives: int64 [B] on the model's device.
+            batch: int64 [B] each, on the model's device: users, positives and negatives, or users alone, as
+                `model.trains_on` says.
         """
+
+    def representation(self) -> tuple[Tensor, Tensor]:
+        """(users [M, w], items [N, w]) whose inner products rank items: the model's, where a framework adds nothing."""
+        return self.model.representation()
 
 
 @dataclass(frozen=True)
@@ -75,47 +118,37 @@ class _SquaredNorm(torch.autograd.Function):
         return ctx.saved_tensors[0] * (2 * grad)
 
 
-def squared_norm(model: Recommender) -> Tensor:
+def squared_norm(parameters: Iterable[Tensor]) -> Tensor:
     """0-d: the sum of squares of all parameters."""
-    return torch.stack([_SquaredNorm.apply(parameter) for parameter in model.parameters()]).sum()
-
-
-def batch_bpr(user: Tensor, item: Tensor, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-    """0-d: mean BPR loss of a batch of indices [B] into whole tables [M, d] and [N, d]."""
-    from prorec_fast.losses import bpr
-
-    # one gather for both kinds of items: backward then fills one table less
-    positive, negative = _rows(item, torch.cat([positives, negatives])).chunk(2)
-    return bpr(_rows(user, users), positive, negative)
-
-
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """table[index]. On CUDA the gradient of index_select is added up by atomics, in another order every time; that of
-    embedding is not. On the CPU both have one order, and index_select is the faster."""
-    return embedding(index, table) if _native.on_cuda(table) else table.index_select(0, index)
+    return torch.stack([_SquaredNorm.apply(parameter) for parameter in parameters]).sum()
 
 
 @dataclass(frozen=True)
-class BPR(Framework):
-    """Bayesian personalised ranking with weight decay as a loss term: the base that ProMax is compared with.
+class Plain(Framework):
+    """The model's own loss, with weight decay as a loss term: the base that the other frameworks are compared with.
 
     Attributes:
-        reg: factor on the sum of squares of all parameters.
+        reg: factor on the sum of squares of all parameters; None takes the model's `weight_decay`.
     """
 
     name: ClassVar[str] = "none"
-    reg: float = 1e-6
+    reg: float | None = None
 
     def bind(self, model: Recommender, data: Dataset) -> Objective:
-        return _BPRObjective(self, model)
+        return _PlainObjective(model, model.weight_decay if self.reg is None else self.reg)
 
 
-class _BPRObjective(Objective):
-    phase = "bpr"
+class _PlainObjective(Objective):
+    phase = "plain"
 
-    def __init__(self, config: BPR, model: Recommender) -> None:
-        self.config, self.model = config, model
+    def __init__(self, model: Recommender, reg: float) -> None:
+        super().__init__(model)
+        self.reg = reg
 
-    def terms(self, users: Tensor, positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
-        loss = batch_bpr(*self.model.representation(), users, positives, negatives)
-        return {"bpr": loss, "reg": self.config.reg * squared_norm(self.model)}
+    def terms(self, *batch: Tensor) -> dict[str, Tensor]:
+        return with_decay(self.model.loss_terms(*batch), self.reg, self)
+
+
+def with_decay(terms: Mapping[str, Tensor], reg: float, objective: Objective) -> dict[str, Tensor]:
+    """The terms, and `reg` times the sum of squares of all parameters."""
+    return {**terms, "reg": reg * squared_norm(objective.all_parameters())} if reg else dict(terms)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import Framework, Objective, batch_bpr, squared_norm
+from prorec_fast.models.discriminative import Discriminative, batch_bpr
+
+from .base import Framework, Objective, with_decay
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
@@ -92,7 +94,12 @@ class ProMax(Framework):
 
         A data set without profiles gets co-occurrence vectors from its training matrix in their place; the objective's
         `notes` say so.
+
+        Raises:
+            ValueError: a generative model.
         """
+        if not isinstance(model, Discriminative):
+            raise ValueError(f"model: ProMax wants a discriminative one, {model.name} is not")
         return _ProMaxObjective(self, model, data if data.has_profiles else data.with_cooccurrence_profiles())
 
 
@@ -109,16 +116,17 @@ def whitened_profiles(users: Tensor, items: Tensor, dim: int, mode: str) -> tupl
 
 class _ProMaxObjective(Objective):
     def __init__(self, config: ProMax, model: Recommender, data: Dataset) -> None:
-        self.config, self.model = config, model
+        super().__init__(model)
+        self.config = config
         self.notes = {"profiles": data.provenance, "enriched graph": data.enrichment}
         self.contrast_weight = config.s2dr_weight
-        self.enriched_graph = data.enriched_graph.to(model.user_embedding.device)
+        self.enriched_graph = data.enriched_graph.to(model.device)
         self.teacher = self._teacher(data)
 
     def _teacher(self, data: Dataset) -> TeacherDistribution:
         from prorec_fast.losses import TeacherDistribution
 
-        config, device = self.config, self.model.user_embedding.device
+        config, device = self.config, self.model.device
         dim = self.model.dim if config.profile_dim is None else config.profile_dim
         users, items = whitened_profiles(data.user_profiles, data.item_profiles, dim, config.whitening)
         return TeacherDistribution(users.to(device), items.to(device), temperature=config.teacher_temperature)
@@ -142,7 +150,8 @@ class _ProMaxObjective(Objective):
             sdr = config.sdr_weight * self._supervised(user, item, distinct_users)
         if self.contrast_weight:
             s2dr = self.contrast_weight * self._self_supervised(user, item, distinct_users, distinct(positives))
-        return {"bpr": loss, "sdr": sdr, "s2dr": s2dr, "reg": config.reg * squared_norm(self.model)}
+        terms = {"bpr": loss, "sdr": sdr, "s2dr": s2dr, **self.model.auxiliary_terms(users, positives)}
+        return with_decay(terms, config.reg, self)
 
     def _supervised(self, user: Tensor, item: Tensor, distinct_users: Distinct) -> Tensor:
         from prorec_fast.losses import distribution_kl

@@ -1,17 +1,19 @@
-"""Recommender models with one interface: `representation(graph=None) -> (users, items)`."""
+"""Recommender models of two kinds with one interface: see `Recommender`, `Discriminative` and `Generative`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from .base import Recommender
+from .discriminative import Discriminative
+from .generative import Generative
 from .lightgcn import LightGCN
 from .mf import MF
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
 
-__all__ = ["MF", "MODELS", "LightGCN", "Recommender", "build"]
+__all__ = ["MF", "MODELS", "Discriminative", "Generative", "LightGCN", "Recommender", "build"]
 
 MODELS: dict[str, type[Recommender]] = {model.name: model for model in (LightGCN, MF)}
 

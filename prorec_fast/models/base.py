@@ -1,12 +1,15 @@
-"""What every model has: two embedding tables and one way to turn them into representations."""
+"""What every model has: one way to be trained on batches, and one way to rank items by inner products."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from prorec_fast._checks import positive_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,62 +21,54 @@ if TYPE_CHECKING:
 class Recommender(nn.Module, ABC):
     """A model scores by inner product of a user's and an item's representation.
 
-    Training objectives (`prorec_fast.frameworks`) wrap a model and use nothing of it but `representation`, its
-    parameters and its sizes, so any subclass works with any of them.
+    There are two kinds, and a training objective (`prorec_fast.frameworks`) wraps one by nothing but what its kind
+    promises: `Discriminative` models train on triplets of a user, an item of theirs and another; `Generative` ones on
+    users, whose whole training rows they reconstruct.
 
     Args:
-        data: the data set; its training graph is the one `representation` uses when given none.
-        dim: width of the tables.
-        init_scale: factor on the Xavier-uniform tables. The gradient of a cosine goes as 1 / norm, so losses on
-            cosines weigh less against BPR where the tables start larger.
-        seed: of the initial tables. The generator is the model's own: nothing else changes them.
+        data: the data set, whose training interactions the model learns from.
+        dim: width of what the model learns of a user: its embeddings, or its latent vectors.
+        seed: of the initial weights. The generator is the model's own: nothing else changes them.
 
     Attributes:
-        capturable: whether `representation` does the same work at every call, with nothing but tensors that stay where
-            they are in place of what changes, so that training may replay it as a CUDA graph. A model says so itself.
+        trains_on: what a batch is, "interactions" (users, positives and negatives) or "users".
+        weight_decay: the factor on the sum of squares of all parameters that is usual for such models.
+        capturable: whether a training step does the same work every time, with nothing but tensors that stay where they
+            are in place of what changes, so that it may be replayed as a CUDA graph. A model says so itself.
     """
 
-    name: str
-    capturable: bool = False
+    name: ClassVar[str]
+    trains_on: ClassVar[str]
+    weight_decay: ClassVar[float]
+    capturable: ClassVar[bool] = False
 
-    def __init__(self, data: Dataset, dim: int = 32, *, init_scale: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, data: Dataset, dim: int, *, seed: int = 0) -> None:
         super().__init__()
-        if not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"dim: want a positive integer, got {dim!r}")
-        if not 0 < init_scale < float("inf"):
-            raise ValueError(f"init_scale: want a finite number above 0, got {init_scale!r}")
-        self.num_users, self.num_items, self.dim = data.num_users, data.num_items, dim
-        self.init_scale, self.seed = float(init_scale), int(seed)
+        positive_int("dim", dim)
+        self.num_users, self.num_items, self.dim, self.seed = data.num_users, data.num_items, dim, int(seed)
         self.train_graph: BipartiteGraph = data.train_graph
-        self.user_embedding = nn.Parameter(torch.empty(self.num_users, dim, dtype=torch.float32, device="cpu"))
-        self.item_embedding = nn.Parameter(torch.empty(self.num_items, dim, dtype=torch.float32, device="cpu"))
-        self.reset_parameters()
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw both tables again, from the model's seed."""
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        for table in (self.user_embedding, self.item_embedding):
-            fresh = torch.empty(table.shape, dtype=torch.float32, device="cpu")
-            nn.init.xavier_uniform_(fresh, gain=self.init_scale, generator=generator)
-            table.copy_(fresh)
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     @abstractmethod
-    def representation(self, graph: BipartiteGraph | None = None) -> tuple[Tensor, Tensor]:
-        """(users [num_users, d], items [num_items, d]), differentiable.
+    def reset_parameters(self) -> None:
+        """Draw the initial weights again, from the model's seed."""
 
-        Args:
-            graph: another graph over the same users and items; None means the training graph.
-        """
+    @abstractmethod
+    def representation(self) -> tuple[Tensor, Tensor]:
+        """(users [num_users, w], items [num_items, w]): their inner products are the scores that rank items."""
 
-    def forward(self, graph: BipartiteGraph | None = None) -> tuple[Tensor, Tensor]:
-        return self.representation(graph)
+    @abstractmethod
+    def loss_terms(self, *batch: Tensor) -> Mapping[str, Tensor]:
+        """The model's own loss of one batch as named 0-d terms, weights included; int64 indices [B] as `trains_on`."""
 
     def config(self) -> dict[str, Any]:
         """What `models.build(**config, data=data)` needs to make this model again, as plain values."""
-        return {"name": self.name, "dim": self.dim, "init_scale": self.init_scale, "seed": self.seed}
+        return {"name": self.name, "dim": self.dim, "seed": self.seed}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Recommender:
         super()._apply(fn, recurse)
-        self.train_graph = self.train_graph.to(self.user_embedding.device)
+        self.train_graph = self.train_graph.to(self.device)
         return self

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .base import Recommender
+from .discriminative import Discriminative
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COMBINES = ("sum", "mean", "last")
 
 
-class LightGCN(Recommender):
+class LightGCN(Discriminative):
     """Tables smoothed over the graph by `propagate` (He et al., 2020, arXiv 2002.02126).
 
     Args:

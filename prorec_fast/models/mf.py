@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .base import Recommender
+from .discriminative import Discriminative
 
 if TYPE_CHECKING:
     from prorec_fast.graph import BipartiteGraph
 
 
-class MF(Recommender):
+class MF(Discriminative):
     """The tables are the representations (Koren et al., 2009; trained with BPR: Rendle et al., 2009)."""
 
     name = "mf"

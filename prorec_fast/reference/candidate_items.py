@@ -6,9 +6,7 @@ from torch import Tensor
 from prorec_fast.reference.topk import row_entries
 
 
-def candidate_items(
-    indptr: Tensor, indices: Tensor, num_items: int, similar: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def candidate_items(indptr: Tensor, indices: Tensor, num_items: int, similar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(indptr, indices, counts): the distinct items of each row's similar users without the row's own."""
     user, place = (similar >= 0).nonzero(as_tuple=True)
     pair, item = row_entries(indptr, indices, similar[user, place])

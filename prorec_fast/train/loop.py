@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prorec_fast.frameworks import BPR, Framework, Objective
+from prorec_fast.frameworks import Framework, Objective, Plain
 
 from .evaluation import Evaluator
 from .run_folder import WEIGHTS, Progress, RunFolder
@@ -46,6 +46,7 @@ class Run:
         notes: what the result rests on beside the settings, in words.
         checkpoint: the file with the best weights; None for a run without a folder.
         config: every setting, as written to the run folder.
+        objective: the trained model with what the framework adds to it; it ranks by `objective.representation()`.
     """
 
     test: dict[str, float]
@@ -58,6 +59,7 @@ class Run:
     notes: dict[str, str]
     checkpoint: Path | None
     config: dict[str, Any]
+    objective: Objective
 
     def summary(self) -> dict[str, Any]:
         """The result as plain values."""
@@ -84,12 +86,13 @@ def fit(
 ) -> Run:
     """Train `model` in place with Adam, stop early on validation recall@20, and test the best weights.
 
-    An epoch visits every training interaction once in random order, each with one fresh uniform negative. All its
+    An epoch visits every training interaction once in random order, each with one fresh uniform negative, or, for a
+    generative model, every user with training interactions. All its
     randomness comes from (`seed`, epoch): the same seed gives the same result, also across an interruption, and the
     caller's generators are left as they were. (The initial weights are the model's own `seed`.)
 
     Args:
-        framework: the objective; None means BPR.
+        framework: the objective; None means the model's own loss.
         epochs: at most so many.
         patience: stop after this many evaluations without a better validation recall@20.
         eval_every: epochs from one validation to the next; the last epoch is always validated.
@@ -110,10 +113,10 @@ def fit(
     _check(model, data, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, eval_every=eval_every)
     if resume and out is None:
         raise ValueError("resume: needs out, the folder of the run to continue")
-    framework = BPR() if framework is None else framework
+    framework = Plain() if framework is None else framework
     if device is not None:
         model.to(device)
-    target = model.user_embedding.device
+    target = model.device
     objective = framework.bind(model, data)
     config = {
         "data": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint},
@@ -133,7 +136,7 @@ def fit(
         "versions": _versions(),
     }
     folder = None if out is None else RunFolder(out)
-    trainer = _Trainer(model, data, objective, batch_size=batch_size, lr=lr, seed=seed, cuda_graph=cuda_graph)
+    trainer = _Trainer(objective, data, batch_size=batch_size, lr=lr, seed=seed, cuda_graph=cuda_graph)
     if folder is not None and folder.start(config, resume=resume):
         trainer.restore(folder)
 
@@ -144,7 +147,7 @@ def fit(
             record = trainer.train_epoch()
             if progress.epoch % eval_every == 0 or progress.epoch == epochs:
                 start = time.perf_counter()
-                record["valid"] = validate(model)
+                record["valid"] = validate(objective)
                 record["valid_seconds"] = time.perf_counter() - start
                 trainer.note_validation(record["valid"])
                 if folder is not None:
@@ -152,9 +155,9 @@ def fit(
             if on_epoch is not None:
                 on_epoch(record)
 
-    model.load_state_dict(trainer.best)
+    objective.load_all_state(trainer.best)
     run = Run(
-        test=Evaluator(data, "test", target)(model),
+        test=Evaluator(data, "test", target)(objective),
         valid=progress.history[progress.best_epoch - 1]["valid"],
         history=progress.history,
         best_epoch=progress.best_epoch,
@@ -164,6 +167,7 @@ def fit(
         notes=dict(objective.notes),
         checkpoint=None if folder is None else folder.path / WEIGHTS,
         config=config,
+        objective=objective,
     )
     if folder is not None:
         folder.save_weights(trainer.best)
@@ -202,20 +206,22 @@ class _Trainer:
 
     def __init__(
         self,
-        model: Recommender,
-        data: Dataset,
         objective: Objective,
+        data: Dataset,
         *,
         batch_size: int,
         lr: float,
         seed: int,
         cuda_graph: bool,
     ) -> None:
-        self.model, self.batch_size, self.lr, self.seed = model, batch_size, lr, seed
-        self.device = model.user_embedding.device
-        self.users, self.items = (index.to(self.device) for index in data.train.edges())
+        self.objective, self.batch_size, self.lr, self.seed = objective, batch_size, lr, seed
+        model = objective.model
+        self.device = model.device
+        edges = data.train.edges()
+        visited = edges if model.trains_on == "interactions" else (edges[0].unique(),)
+        self.visited = torch.stack(visited).to(self.device)
         fused, capturable = self.device.type in ("cpu", "cuda"), self.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=fused, capturable=capturable)
+        self.optimizer = torch.optim.Adam(objective.all_parameters(), lr=lr, fused=fused, capturable=capturable)
         graphs = graphs_for(self.device) if cuda_graph and model.capturable else None
         self.step = TrainingStep(objective, self.optimizer, graphs)
         self.progress = Progress()
@@ -243,29 +249,36 @@ class _Trainer:
 
     def visit_all(self, epoch: int) -> None:
         """The steps of `epoch`. The host only hands out work: nothing here waits for the device."""
-        from prorec_fast.sampling import sample_negatives
-
         seed = _epoch_seed(self.seed, epoch, 0)
         torch.manual_seed(seed)
         # A generator of its own: a capture that failed leaves CUDA's default one unusable.
         generator = torch.Generator(self.device).manual_seed(seed) if self.device.type == "cuda" else None
-        order = torch.randperm(self.users.shape[0], device=self.device, generator=generator)
-        users, items = self.users[order], self.items[order]
-        negatives = sample_negatives(self.model.train_graph, users, seed=_epoch_seed(self.seed, epoch, 1))
+        order = torch.randperm(self.visited.shape[1], device=self.device, generator=generator)
+        visited = self.visited[:, order]
+        if self.objective.model.trains_on == "interactions":
+            visited = torch.cat([visited, self._negatives(visited[0], epoch)])
+        self.objective.train()
         self.step.start_epoch(epoch)
-        for batch in torch.stack([users, items, negatives.reshape(-1)]).split(self.batch_size, dim=1):
+        for batch in visited.split(self.batch_size, dim=1):
             self.step.run(batch)
+
+    def _negatives(self, users: Tensor, epoch: int) -> Tensor:
+        """[1, E]: an item for each of `users` that is not theirs."""
+        from prorec_fast.sampling import sample_negatives
+
+        negatives = sample_negatives(self.objective.train_graph, users, seed=_epoch_seed(self.seed, epoch, 1))
+        return negatives.reshape(1, -1)
 
     def note_validation(self, metrics: Mapping[str, float]) -> None:
         progress = self.progress
         if metrics[MONITOR] > progress.best_value:
             progress.best_value, progress.best_epoch, progress.since_best = metrics[MONITOR], progress.epoch, 0
-            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self.best = {name: value.detach().clone() for name, value in self.objective.all_state().items()}
         else:
             progress.since_best += 1
 
     def store(self, folder: RunFolder) -> None:
-        folder.save_state(self.progress, self.model.state_dict(), self.best, self.optimizer.state_dict()["state"])
+        folder.save_state(self.progress, self.objective.all_state(), self.best, self.optimizer.state_dict()["state"])
         if self.progress.since_best == 0:
             folder.save_weights(self.best)
         folder.save_history(self.progress, None)
@@ -273,7 +286,7 @@ class _Trainer:
     def restore(self, folder: RunFolder) -> None:
         """Continue from what `store` wrote."""
         self.progress, weights, best, adam = folder.load_state()
-        self.model.load_state_dict(weights)
+        self.objective.load_all_state(weights)
         self.best = {name: value.to(self.device) for name, value in best.items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": adam, "param_groups": groups})

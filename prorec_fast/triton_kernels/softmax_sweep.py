@@ -248,6 +248,4 @@ def variants(chip: int) -> Iterator[Variant]:
         size = tile("softmax_sweep", chip, deep, itemsize)
         yield _form(name, size, deep, BANDS[1], values_are_y=False, bounded=True)
     for entropy in (True, False):
-        yield Variant(
-            _row_stats_kernel, {"count_ptr": "*i64"}, dict(BLOCK_B=_ROWS, ENTROPY=entropy, HAS_COUNT=True)
-        )
+        yield Variant(_row_stats_kernel, {"count_ptr": "*i64"}, dict(BLOCK_B=_ROWS, ENTROPY=entropy, HAS_COUNT=True))

@@ -45,6 +45,20 @@ void distribution_kl(const py::tuple& user, const py::tuple& item, const py::tup
                          pointer<float>(grad_item), threads});
 }
 
+void environment_bpr(const py::tuple& op, int threads) {
+  run(cpu_kernels().environment_bpr, environment_bpr_args(op, threads));
+}
+
+void environment_bpr_bwd(const py::tuple& op, Address grad_total, Address grad_losses, Address grad_variance,
+                         Address grad_alignment, Address grad_user, Address grad_item, Address grad_user_profiles,
+                         Address grad_item_profiles, int threads) {
+  run(cpu_kernels().environment_bpr_bwd,
+      EnvironmentBprBwdArgs{environment_bpr_args(op, threads), pointer<const float>(grad_total),
+                            pointer<const float>(grad_losses), pointer<const float>(grad_variance),
+                            pointer<float>(grad_alignment), pointer<float>(grad_user), pointer<float>(grad_item),
+                            pointer<float>(grad_user_profiles), pointer<float>(grad_item_profiles)});
+}
+
 void info_nce(const py::tuple& anchor, const py::tuple& positive, Address rows, Address cols, int64_t num_rows,
               int64_t num_cols, Address col_count, Address pair_indptr, Address pair_cols, float scale, bool normalize,
               float eps, Address grad_pairs, Address loss, Address grad_anchor, Address grad_positive, int threads) {
@@ -115,6 +129,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("bpr", &bpr);
   m.def("distribution_stats", &distribution_stats);
   m.def("distribution_kl", &distribution_kl);
+  m.def("environment_bpr", &environment_bpr);
+  m.def("environment_bpr_bwd", &environment_bpr_bwd);
   m.def("info_nce", &info_nce);
   m.def("propagate", &propagate);
   m.def("propagate_noise", &propagate_noise);

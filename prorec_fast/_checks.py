@@ -33,6 +33,16 @@ def float_matrix(name: str, value: Tensor, *, cols: int | None = None, rows: int
         raise ValueError(f"{name}: want shape [{', '.join(wanted)}], got {describe(value)}")
 
 
+def float_tables(name: str, value: Tensor, *, rows: int, cols: int, count: int | None = None) -> None:
+    """Requires a 3-d floating tensor of at least one table of the given sizes, and of `count` where given."""
+    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: want a 3-d floating tensor, got {describe(value)}")
+    counted = value.dim() == 3 and (value.size(0) >= 1 if count is None else value.size(0) == count)
+    if not counted or value.shape[1:] != (rows, cols):
+        wanted = "1 or more" if count is None else count
+        raise ValueError(f"{name}: want shape [{wanted}, {rows}, {cols}], got {describe(value)}")
+
+
 def same_device_and_dtype(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
     """Requires tensors on one device and of one dtype."""
     first = tensors[0]

@@ -16,6 +16,10 @@ from prorec_fast.ops.candidate_items import candidate_items_kernel
 from prorec_fast.ops.common import RowLoss
 from prorec_fast.ops.distribution_kl import DISTRIBUTION_KL
 from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_kernel
+from prorec_fast.ops.environment_bpr import Inputs as EnvironmentBprInputs
+from prorec_fast.ops.environment_bpr import check_range as check_triplets
+from prorec_fast.ops.environment_bpr import environment_bpr_bwd as environment_bpr_bwd_kernel
+from prorec_fast.ops.environment_bpr import environment_bpr_fwd as environment_bpr_fwd_kernel
 from prorec_fast.ops.info_nce import CROSS_VIEW_INFO_NCE, INFO_NCE
 from prorec_fast.ops.propagate import propagate_kernel, transposed
 from prorec_fast.ops.ranking_metrics import ranking_metrics_kernel
@@ -102,6 +106,87 @@ def teacher_stats(user: Tensor, item: Tensor, temperature: float, normalize: boo
 def _(user: Tensor, item: Tensor, temperature: float, normalize: bool):
     wide = torch.float64 if user.dtype == torch.float64 else torch.float32
     return tuple(user.new_empty(user.size(0), dtype=wide) for _ in range(2))
+
+
+@torch.library.custom_op("prorec_fast::environment_bpr", mutates_args=())
+def environment_bpr(
+    user: Tensor,
+    item: Tensor,
+    user_profiles: Tensor,
+    item_profiles: Tensor,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    weights: Tensor,
+    alignment: Tensor | None,
+    variance_weight: float,
+    unbiased: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tables = user, item, user_profiles, item_profiles
+    check_triplets((users, positives, negatives), user, item)
+    inputs = EnvironmentBprInputs(*tables, users, positives, negatives, weights, alignment)
+    return environment_bpr_fwd_kernel(inputs, variance_weight, unbiased)
+
+
+@environment_bpr.register_fake
+def _(user, item, user_profiles, item_profiles, users, positives, negatives, weights, *rest):
+    num_environments = weights.size(0)
+    shapes = (), (num_environments,), (), (users.size(0), num_environments)
+    return tuple(user.new_empty(shape, dtype=torch.float32) for shape in shapes)
+
+
+@torch.library.custom_op("prorec_fast::environment_bpr_bwd", mutates_args=())
+def environment_bpr_bwd(
+    user: Tensor,
+    item: Tensor,
+    user_profiles: Tensor,
+    item_profiles: Tensor,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    weights: Tensor,
+    alignment: Tensor | None,
+    variance_weight: float,
+    unbiased: bool,
+    results: Sequence[Tensor],
+    grad_total: Tensor | None,
+    grad_losses: Tensor | None,
+    grad_variance: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tables = user, item, user_profiles, item_profiles
+    inputs = EnvironmentBprInputs(*tables, users, positives, negatives, weights, alignment)
+    grads = grad_total, grad_losses, grad_variance
+    found = environment_bpr_bwd_kernel(inputs, variance_weight, unbiased, results, grads, needs)
+    return tuple(user.new_empty(0) if grad is None else grad for grad in found)
+
+
+@environment_bpr_bwd.register_fake
+def _(user, item, user_profiles, item_profiles, users, positives, negatives, weights, *rest):
+    *needs, alignment = rest[-1]
+    tables = user, item, user_profiles, item_profiles
+    shapes = (t.shape if need else (0,) for t, need in zip(tables, needs, strict=True))
+    losses = weights.new_empty(weights.size(0), dtype=torch.float32) if alignment else user.new_empty(0)
+    return *(user.new_empty(shape) for shape in shapes), losses
+
+
+def _environment_bpr_setup(ctx, inputs, output):
+    *tensors, ctx.variance_weight, ctx.unbiased = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[3])
+    ctx.set_materialize_grads(False)
+
+
+def _environment_bpr_backward(ctx, *grads):
+    tensors, results = ctx.saved_tensors[:-4], ctx.saved_tensors[-4:]
+    needs = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[8]]
+    options = ctx.variance_weight, ctx.unbiased
+    found = environment_bpr_bwd(*tensors, *options, results, *grads[:3], needs)
+    *tables, alignment = (grad if need else None for grad, need in zip(found, needs, strict=True))
+    return *tables, *(None,) * 4, alignment, None, None
+
+
+environment_bpr.register_autograd(_environment_bpr_backward, setup_context=_environment_bpr_setup)
 
 
 @torch.library.custom_op("prorec_fast::propagate", mutates_args=())

@@ -7,16 +7,28 @@ take three passes of TF32, which keeps float32's accuracy, or one where `torch.b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from prorec_fast import library  # noqa: F401  (registers the operators that torch.compile traces)
 from prorec_fast.ops import bpr as _bpr
 from prorec_fast.ops import distribution_kl as _distribution_kl
+from prorec_fast.ops import environment_bpr as _environment_bpr
 from prorec_fast.ops import info_nce as _info_nce
 from prorec_fast.ops.distinct import Distinct
 from prorec_fast.ops.distribution_kl import TeacherDistribution
+from prorec_fast.reference.environment_bpr import EnvironmentLoss
 
-__all__ = ["TeacherDistribution", "bpr", "cross_view_info_nce", "distribution_kl", "info_nce"]
+__all__ = [
+    "EnvironmentLoss",
+    "TeacherDistribution",
+    "bpr",
+    "cross_view_info_nce",
+    "distribution_kl",
+    "environment_bpr",
+    "info_nce",
+]
 
 
 def distribution_kl(
@@ -150,3 +162,47 @@ def bpr(user: Tensor, positive: Tensor, negative: Tensor, *, reduction: str = "m
         TypeError, ValueError: an argument of another type, shape, dtype or device; the message names it.
     """
     return _bpr.bpr(user, positive, negative, reduction=reduction)
+
+
+def environment_bpr(
+    user: Tensor,
+    item: Tensor,
+    user_profiles: Tensor,
+    item_profiles: Tensor,
+    triplets: Tensor | Sequence[Tensor],
+    weights: Tensor,
+    *,
+    variance_weight: float = 1.0,
+    unbiased: bool = True,
+    alignment: Tensor | None = None,
+) -> EnvironmentLoss:
+    """BPR in E environments, each its own mixture of K profiles, invariant across them (ProEx, arXiv 2512.00679, Eq. 8,
+    12 and 14).
+
+    In environment e a user's row is user_u + sum_k weights_ek user_profiles_ku, an item's likewise, and L_e is the mean
+    over the triplets (u, i, j) of softplus(<u, j> - <u, i>), plus alignment_e. The total is the sum of the L_e plus
+    variance_weight times their variance. Nothing of size E x B x d is kept, and gradients are added in one order.
+
+    Args:
+        user, item: [M, d], [N, d]: whole tables, or just the rows that the triplets name.
+        user_profiles, item_profiles: [K, M, d], [K, N, d]; one floating dtype and device with `user` and `item`.
+        triplets: int64 [B, 3], or three of [B]: rows of users, positive items and negative items. A row may come more
+            than once. Of an empty batch each L_e is 0, plus its alignment.
+        weights: [E, K], floating, without a gradient; used in float32. More than 16 profiles or 32 environments run the
+            reference.
+        variance_weight: of 0 or more. The paper has 1, the released code 10.
+        unbiased: divides the variance by E - 1, as the released code does, or else by E. It is 0 for one environment.
+        alignment: [E], floating: added to each loss before they are summed and their variance is taken (Eq. 13).
+
+    Returns:
+        EnvironmentLoss(total, per_environment [E], variance), each of them differentiable by the four tables and by
+        `alignment`.
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument of another type, shape, dtype, device or range, or weights that
+            require a gradient; the message names it.
+    """
+    return _environment_bpr.environment_bpr(
+        user, item, user_profiles, item_profiles, triplets, weights, variance_weight=variance_weight, unbiased=unbiased,
+        alignment=alignment,
+    )  # fmt: skip

@@ -17,7 +17,15 @@ import prorec_fast
 from prorec_fast import _native, losses
 
 PUBLIC = {
-    "losses": ("TeacherDistribution", "bpr", "cross_view_info_nce", "distribution_kl", "info_nce"),
+    "losses": (
+        "EnvironmentLoss",
+        "TeacherDistribution",
+        "bpr",
+        "cross_view_info_nce",
+        "distribution_kl",
+        "environment_bpr",
+        "info_nce",
+    ),
     "retrieval": ("Whitening", "candidate_items", "enrich", "similar_users", "sparsity_level_budget"),
     "models": ("MF", "LightGCN"),
     "frameworks": ("ProMax",),

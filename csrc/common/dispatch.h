@@ -3,6 +3,7 @@
 #include "ops/bpr.h"
 #include "ops/candidate_items.h"
 #include "ops/distribution_kl.h"
+#include "ops/environment_bpr.h"
 #include "ops/info_nce.h"
 #include "ops/propagate.h"
 #include "ops/pair_scores.h"
@@ -16,6 +17,8 @@
   X(candidate_items, CandidateItemsArgs)        \
   X(distribution_kl, DistributionKlArgs)        \
   X(distribution_stats, DistributionStatsArgs)  \
+  X(environment_bpr, EnvironmentBprArgs)        \
+  X(environment_bpr_bwd, EnvironmentBprBwdArgs) \
   X(info_nce, InfoNceArgs)                      \
   X(propagate, PropagateArgs)                   \
   X(propagate_noise, PropagateNoiseArgs)        \

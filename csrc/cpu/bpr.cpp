@@ -2,15 +2,10 @@
 
 #include "common/workspace.h"
 #include "cpu/rows.h"
+#include "cpu/softplus.h"
 
 namespace prorec {
 namespace PRF_ISA {
-
-// ln(1 + y) for y in [0, 1], relative: the rounding of 1 + y is undone.
-PRF_INLINE Vec log1p(Vec y) {
-  const Vec w = 1.f + y, rounded = w - 1.f;
-  return rounded == 0.f ? y : log(w) * (y / rounded);
-}
 
 void bpr(const BprArgs& a) {
   constexpr int64_t kRows = 256;  // rows a task
@@ -34,9 +29,9 @@ void bpr(const BprArgs& a) {
       for (; k < D; ++k) x[r] += u[k] * (n[k] - p[k]);
     }
     for (int64_t r = 0; r < rows; r += kLanes) {
-      const Vec score = load(x + r), e = exp2_bounded_above(min(score, -score) * 1.44269504f);  // e^-|x|
-      store(loss + r, max(Vec{}, score) + log1p(e));
-      store(sigmoid + r, (score > 0.f ? splat(1.f) : e) / (1.f + e));
+      const Softplus found = softplus(load(x + r));
+      store(loss + r, found.value);
+      store(sigmoid + r, found.sigmoid);
     }
     std::memcpy(a.loss + b0, loss, sizeof(float) * rows);
     if (!a.grad_rows) return;

@@ -84,6 +84,18 @@ def positive_number(name: str, value: float) -> None:
         raise ValueError(f"{name}: want a finite number above 0, got {value!r}")
 
 
+def non_negative_number(name: str, value: float) -> None:
+    """Requires 0 or a finite number above."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise ValueError(f"{name}: want a finite number of at least 0, got {value!r}")
+
+
+def probability(name: str, value: float) -> None:
+    """Requires a number of at least 0 and below 1."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError(f"{name}: want a number of at least 0 and below 1, got {value!r}")
+
+
 def positive_int(name: str, value: int) -> None:
     """Requires an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -27,7 +27,7 @@ PUBLIC = {
         "info_nce",
     ),
     "retrieval": ("Whitening", "candidate_items", "enrich", "similar_users", "sparsity_level_budget"),
-    "models": ("MF", "LightGCN"),
+    "models": ("LRGCCF", "LightGCN", "MF", "SimGCL"),
     "frameworks": ("ProMax",),
     "data": ("load",),
 }

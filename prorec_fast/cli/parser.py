@@ -7,7 +7,7 @@ import math
 import sys
 from typing import NoReturn
 
-MODELS = ("lightgcn", "mf")
+MODELS = ("gccf", "lightgcn", "mf", "simgcl")
 FRAMEWORKS = ("none", "promax", "both")
 PRESETS = ("released", "paper")
 
@@ -127,7 +127,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="interactions a step (default: 4096; 512 for the built-in set)",
     )
     add("--dim", type=_positive_int, metavar="N", help="width of the embeddings (default: 32)")
-    add("--layers", type=_positive_int, metavar="N", help="rounds of graph convolution, for lightgcn (default: 3)")
+    add(
+        "--layers",
+        type=_positive_int,
+        metavar="N",
+        help="rounds of graph convolution, for lightgcn, simgcl and gccf (default: 3)",
+    )
     add("--lr", type=_positive, metavar="X", help="Adam's learning rate (default: 0.001)")
     add("--init-scale", type=_positive, metavar="X", help="factor on the initial embeddings (default: 1)")
     add("--seed", "--seeds", dest="seeds", type=_count, nargs="+", metavar="N", help="one seed or several (default: 0)")

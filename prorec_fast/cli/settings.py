@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass, field, fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from prorec_fast.data import Dataset
 from prorec_fast.data.loading import SYNTHETIC
 from prorec_fast.frameworks import PUBLISHED_WEIGHTS, Framework, Plain, get_preset
-from prorec_fast.models import Recommender, build
+from prorec_fast.models import MODELS, Recommender, build
 from prorec_fast.train import RunError
 from prorec_fast.train.run_folder import CONFIG, read_json
 
@@ -56,11 +57,11 @@ class Settings:
         return getattr(get_preset(self.preset), name) if value is None else value
 
     def build_model(self, data: Dataset, seed: int) -> Recommender:
-        options: dict[str, Any] = {"dim": self.chosen("dim"), "seed": seed, "init_scale": self.init_scale or 1.0}
-        if self.model == "lightgcn":
-            preset = get_preset(self.preset)
-            options |= {"num_layers": self.layers or preset.num_layers, "combine": preset.combine}
-        return build(self.model, data, **options)
+        preset = get_preset(self.preset)
+        options: dict[str, Any] = {"dim": self.chosen("dim"), "init_scale": self.init_scale or 1.0}
+        options |= {"num_layers": self.layers or preset.num_layers, "combine": preset.combine}
+        taken = signature(MODELS[self.model]).parameters
+        return build(self.model, data, seed=seed, **{name: options[name] for name in options if name in taken})
 
     def build_framework(self, name: str, data: Dataset) -> Framework:
         promax = replace(get_preset(self.preset).promax, **{**PUBLISHED_WEIGHTS.get(data.name, {}), **self.promax})
@@ -103,7 +104,8 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
                 option = "--" + {"seeds": "seed"}.get(name, name).replace("_", "-")
                 raise RunError(f"{option}: differs from the run in {arguments.out}; leave it out to resume that run")
     settings = replace(settings, **given, promax={**settings.promax, **promax})
-    if settings.layers is not None and settings.model != "lightgcn":
+    taken = signature(MODELS[settings.model]).parameters
+    if settings.layers is not None and "num_layers" not in taken:
         raise ValueError(f"--layers: {settings.model} has no layers")
     if settings.promax and settings.framework == "none":
         name = next(iter(settings.promax)).replace("_", "-")

@@ -8,14 +8,26 @@ from .base import Recommender
 from .discriminative import Discriminative
 from .generative import Generative
 from .lightgcn import LightGCN
+from .lr_gccf import LRGCCF
 from .mf import MF
+from .simgcl import SimGCL
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
 
-__all__ = ["MF", "MODELS", "Discriminative", "Generative", "LightGCN", "Recommender", "build"]
+__all__ = [
+    "LRGCCF",
+    "MF",
+    "MODELS",
+    "Discriminative",
+    "Generative",
+    "LightGCN",
+    "Recommender",
+    "SimGCL",
+    "build",
+]
 
-MODELS: dict[str, type[Recommender]] = {model.name: model for model in (LightGCN, MF)}
+MODELS: dict[str, type[Recommender]] = {model.name: model for model in (LightGCN, LRGCCF, SimGCL, MF)}
 
 
 def build(name: str, data: Dataset, **options: Any) -> Recommender:

@@ -1,0 +1,81 @@
+"""A linear layer whose input is rows of a sparse matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, embedding_bag
+
+from prorec_fast._checks import positive_int, probability
+
+if TYPE_CHECKING:
+    from prorec_fast.graph import BipartiteGraph
+
+
+class SparseLinear(nn.Module):
+    """x -> x W + b for rows x of a graph's matrix, of which only the entries that are there are read.
+
+    No row is ever dense: `embedding_bag` sums the rows of W that a user's items pick, and its gradient writes W's once.
+
+    Args:
+        num_items: width of x.
+        width: of the output.
+        dropout: while training, each entry is left out with this probability, the others scaled by 1 / (1 - dropout).
+
+    Attributes:
+        weight [num_items, width], bias [width]: uninitialised, for the model that owns them to draw.
+    """
+
+    def __init__(self, num_items: int, width: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        positive_int("num_items", num_items)
+        positive_int("width", width)
+        probability("dropout", dropout)
+        self.dropout = float(dropout)
+        self.weight = nn.Parameter(torch.empty(num_items, width, dtype=torch.float32, device="cpu"))
+        self.bias = nn.Parameter(torch.empty(width, dtype=torch.float32, device="cpu"))
+
+    def forward(self, graph: BipartiteGraph, values: Tensor, users: Tensor) -> Tensor:
+        """[B, width], the layer's output for the rows of `users`.
+
+        Args:
+            graph: over as many items, on the weight's device.
+            values: [num_edges], the matrix's entries in the order of `graph.user_indices`.
+            users: int64 [B] in [0, num_users); a row without edges gives the bias.
+        """
+        begin = graph.user_indptr[users]
+        count = graph.user_indptr[users + 1] - begin
+        end = count.cumsum(0)
+        start = end - count
+        total = int(count.sum())
+        entry = torch.arange(total, device=users.device)
+        entry += torch.repeat_interleave(begin - start, count, output_size=total)
+        picked = dropout(values[entry].to(self.weight.dtype), self.dropout, self.training)
+        items = graph.user_indices[entry]
+        out = embedding_bag(items, self.weight, start.int(), mode="sum", per_sample_weights=picked)
+        return out + self.bias
+
+
+def unit_rows(graph: BipartiteGraph) -> Tensor:
+    """float32 [num_edges]: the users' rows, each scaled to Euclidean length 1."""
+    users, _ = graph.edges()
+    values = _values(graph)
+    square = values.new_zeros(graph.num_users).index_add_(0, users, values.square())
+    return values * square[users].rsqrt()
+
+
+def symmetrically_normalised(graph: BipartiteGraph) -> Tensor:
+    """float32 [num_edges]: the entries of D_u^-1/2 R D_i^-1/2, D the sums of a node's weights."""
+    users, items = graph.edges()
+    values = _values(graph)
+    user_sum = values.new_zeros(graph.num_users).index_add_(0, users, values)
+    item_sum = values.new_zeros(graph.num_items).index_add_(0, items, values)
+    return values * (user_sum[users] * item_sum[items]).rsqrt()
+
+
+def _values(graph: BipartiteGraph) -> Tensor:
+    if graph.user_values is not None:
+        return graph.user_values
+    return torch.ones(graph.num_edges, dtype=torch.float32, device=graph.device)

@@ -23,6 +23,11 @@ inline MatrixView matrix(const py::tuple& t) {
           static_cast<DType>(t[4].cast<int>())};
 }
 
+// (matrix of the first table..., tables, their stride), as prorec_fast._native.tables makes it.
+inline TablesView tables(const py::tuple& t) {
+  return {matrix(t), t[5].cast<int64_t>(), t[6].cast<int64_t>()};
+}
+
 // None stands for no matrix.
 inline MatrixView optional_matrix(const py::object& t) {
   return t.is_none() ? MatrixView{nullptr, 0, 0, 0, DType::kFloat32} : matrix(t.cast<py::tuple>());

@@ -69,6 +69,27 @@ void info_nce(const py::tuple& anchor, const py::tuple& positive, Address rows, 
                   pointer<float>(loss), pointer<float>(grad_anchor), pointer<float>(grad_positive), threads});
 }
 
+void mix_environments(const py::tuple& profiles, Address weights, int64_t environments, Address out, int threads) {
+  run(cpu_kernels().mix_environments, MixEnvironmentsArgs{tables(profiles), pointer<const float>(weights), environments,
+                                                          pointer<void>(out), threads});
+}
+
+void profile_contrast(const py::tuple& profiles, int64_t batch, float scale, float shift, bool normalize,
+                      Address grad_rows, Address loss, Address grad_profiles, int threads) {
+  run(cpu_kernels().profile_contrast,
+      ProfileContrastArgs{tables(profiles), batch, scale, shift, normalize, pointer<const float>(grad_rows),
+                          pointer<float>(loss), pointer<float>(grad_profiles), threads});
+}
+
+// inputs: mean and logvar, and the prior's where there is one.
+void gaussian_kl(const std::vector<py::tuple>& inputs, float beta, Address grad_rows, Address loss,
+                 const std::vector<Address>& grads, int threads) {
+  GaussianKlArgs args{{}, inputs.size() > 2, beta, pointer<const float>(grad_rows), pointer<float>(loss), {}, threads};
+  for (size_t i = 0; i < inputs.size(); ++i) args.inputs[i] = matrix(inputs[i]);
+  for (size_t i = 0; i < grads.size(); ++i) args.grads[i] = pointer<float>(grads[i]);
+  run(cpu_kernels().gaussian_kl, args);
+}
+
 void topk(const py::tuple& user, const py::tuple& item, Address users, int64_t batch, int64_t k, Address exclude_indptr,
           Address exclude_indices, Address scores, Address items, int threads) {
   run(cpu_kernels().topk,
@@ -132,6 +153,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("environment_bpr", &environment_bpr);
   m.def("environment_bpr_bwd", &environment_bpr_bwd);
   m.def("info_nce", &info_nce);
+  m.def("gaussian_kl", &gaussian_kl);
+  m.def("mix_environments", &mix_environments);
+  m.def("profile_contrast", &profile_contrast);
   m.def("propagate", &propagate);
   m.def("propagate_noise", &propagate_noise);
   m.def("sample_negatives", &sample_negatives);

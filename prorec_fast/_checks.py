@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,15 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
     return f"{type(value).__name__} {value!r}"
+
+
+def float_tensor(name: str, value: Tensor, *, shape: str, dims: Container[int]) -> None:
+    """Requires a floating tensor of one of these numbers of dimensions, `shape` in words, the first and the last of
+    which have at least one entry."""
+    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: want a floating tensor (float16, bfloat16, float32, float64), got {describe(value)}")
+    if value.dim() not in dims or value.size(0) < 1 or value.size(-1) < 1:
+        raise ValueError(f"{name}: want shape {shape}, got {describe(value)}")
 
 
 def float_matrix(name: str, value: Tensor, *, cols: int | None = None, rows: int | None = None) -> None:
@@ -113,6 +122,18 @@ def smoothing(name: str, value: float) -> None:
     """Requires 0 or a positive number that float32 probabilities can be added to."""
     if not isinstance(value, int | float) or not (value == 0 or 1e-30 <= value < float("inf")):
         raise ValueError(f"{name}: want 0 or a finite number of at least 1e-30, got {value!r}")
+
+
+def finite_number(name: str, value: float) -> None:
+    """Requires a finite number."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < float("inf"):
+        raise ValueError(f"{name}: want a finite number, got {value!r}")
+
+
+def share(name: str, value: float) -> None:
+    """Requires a number in [0, 1]."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{name}: want a number in [0, 1], got {value!r}")
 
 
 def one_of(name: str, value: object, choices: Sequence[str]) -> None:

@@ -111,7 +111,7 @@ def storable(t: Tensor) -> Tensor:
     t = t.detach()
     if t.dtype not in _DTYPE_CODES or (t.dtype == torch.float16 and not on_cuda(t)):
         t = t.float()
-    if t.stride(-1) != 1 or t.stride(0) < t.size(1):
+    if t.stride(-1) != 1 or t.stride(-2) < t.size(-1):
         t = t.contiguous()
     return t
 
@@ -119,6 +119,11 @@ def storable(t: Tensor) -> Tensor:
 def matrix(t: Tensor) -> tuple[int, int, int, int, int]:
     """A `storable` 2-d tensor as (address, rows, cols, row stride, dtype code). The caller keeps `t` alive."""
     return t.data_ptr(), t.size(0), t.size(1), t.stride(0), _DTYPE_CODES[t.dtype]
+
+
+def tables(t: Tensor) -> tuple[int, int, int, int, int, int, int]:
+    """A `storable` 3-d tensor of at least one table as (the first as a `matrix`..., tables, their stride)."""
+    return *matrix(t[0]), t.size(0), t.stride(0)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

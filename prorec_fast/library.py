@@ -13,14 +13,17 @@ from torch import Tensor
 
 from prorec_fast.ops.bpr import BPR
 from prorec_fast.ops.candidate_items import candidate_items_kernel
-from prorec_fast.ops.common import RowLoss
+from prorec_fast.ops.common import RowLoss, save_arguments, saved_arguments
 from prorec_fast.ops.distribution_kl import DISTRIBUTION_KL
 from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_kernel
 from prorec_fast.ops.environment_bpr import Inputs as EnvironmentBprInputs
 from prorec_fast.ops.environment_bpr import check_range as check_triplets
 from prorec_fast.ops.environment_bpr import environment_bpr_bwd as environment_bpr_bwd_kernel
 from prorec_fast.ops.environment_bpr import environment_bpr_fwd as environment_bpr_fwd_kernel
+from prorec_fast.ops.gaussian_kl import GAUSSIAN_KL, PRIOR_GAUSSIAN_KL
 from prorec_fast.ops.info_nce import CROSS_VIEW_INFO_NCE, INFO_NCE
+from prorec_fast.ops.mix_environments import mix_environments_backward, mix_environments_kernel
+from prorec_fast.ops.profile_contrast import PROFILE_CONTRAST
 from prorec_fast.ops.propagate import propagate_kernel, transposed
 from prorec_fast.ops.ranking_metrics import ranking_metrics_kernel
 from prorec_fast.ops.sample_negatives import sample_negatives_kernel
@@ -58,13 +61,10 @@ def _register_loss(op: RowLoss, arguments: str) -> None:
         return values[0].new_empty(op.batch(*values))
 
     def rows_setup(ctx, inputs, output):
-        ctx.is_tensor = [isinstance(v, Tensor) for v in inputs]
-        ctx.options = [None if tensor else v for v, tensor in zip(inputs, ctx.is_tensor, strict=True)]
-        ctx.save_for_backward(*(v for v in inputs if isinstance(v, Tensor)))
+        save_arguments(ctx, inputs)
 
     def rows_backward(ctx, grad_out):
-        saved = iter(ctx.saved_tensors)
-        values = [next(saved) if tensor else v for v, tensor in zip(ctx.options, ctx.is_tensor, strict=True)]
+        values = saved_arguments(ctx)
         _, *grads = getattr(torch.ops.prorec_fast, op.name)(*values, grad_out.float())
         return *(g.to(grad_out.dtype) for g in grads), *(None,) * (len(values) - count)
 
@@ -94,6 +94,30 @@ _register_loss(
     CROSS_VIEW_INFO_NCE,
     "Tensor user_a, Tensor item_a, Tensor user_b, Tensor item_b, Tensor? users, Tensor? items, float temperature",
 )
+_register_loss(PROFILE_CONTRAST, "Tensor profiles, float temperature, float shift, bool normalize, Tensor? count")
+_register_loss(GAUSSIAN_KL, "Tensor mean, Tensor logvar, float beta")
+_register_loss(PRIOR_GAUSSIAN_KL, "Tensor mean, Tensor logvar, Tensor prior_mean, Tensor prior_logvar, float beta")
+
+
+@torch.library.custom_op("prorec_fast::mix_environments", mutates_args=())
+def mix_environments(profiles: Tensor, weights: Tensor) -> Tensor:
+    return mix_environments_kernel(profiles, weights)
+
+
+@mix_environments.register_fake
+def _(profiles, weights):
+    return profiles.new_empty(weights.size(0), *profiles.shape[1:])
+
+
+def _mix_environments_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _mix_environments_backward(ctx, grad_out):
+    return mix_environments_backward(mix_environments, *ctx.saved_tensors, grad_out, ctx.needs_input_grad)
+
+
+mix_environments.register_autograd(_mix_environments_backward, setup_context=_mix_environments_setup)
 
 
 @torch.library.custom_op("prorec_fast::teacher_stats", mutates_args=())

@@ -15,7 +15,10 @@ from prorec_fast import library  # noqa: F401  (registers the operators that tor
 from prorec_fast.ops import bpr as _bpr
 from prorec_fast.ops import distribution_kl as _distribution_kl
 from prorec_fast.ops import environment_bpr as _environment_bpr
+from prorec_fast.ops import gaussian_kl as _gaussian_kl
 from prorec_fast.ops import info_nce as _info_nce
+from prorec_fast.ops import mix_environments as _mix_environments
+from prorec_fast.ops import profile_contrast as _profile_contrast
 from prorec_fast.ops.distinct import Distinct
 from prorec_fast.ops.distribution_kl import TeacherDistribution
 from prorec_fast.reference.environment_bpr import EnvironmentLoss
@@ -27,7 +30,10 @@ __all__ = [
     "cross_view_info_nce",
     "distribution_kl",
     "environment_bpr",
+    "gaussian_kl",
     "info_nce",
+    "mix_environments",
+    "profile_contrast",
 ]
 
 
@@ -206,3 +212,81 @@ def environment_bpr(
         user, item, user_profiles, item_profiles, triplets, weights, variance_weight=variance_weight, unbiased=unbiased,
         alignment=alignment,
     )  # fmt: skip
+
+
+def mix_environments(profiles: Tensor, weights: Tensor) -> Tensor:
+    """sum_k weights_ek profiles_k for every environment e, in one pass (ProEx, arXiv 2512.00679, Eq. 8 and 9).
+
+    Gradients flow to both, and can be differentiated again.
+
+    Args:
+        profiles: [K, ..., d], of any strides: tables of profiles, of means or of variances.
+        weights: [E, K]; may be float32 beside 16-bit profiles.
+
+    Returns:
+        [E, ..., d] in the dtype of `profiles`.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, shape, dtype or device; the message names it.
+    """
+    return _mix_environments.mix_environments(profiles, weights)
+
+
+def profile_contrast(
+    profiles: Tensor,
+    *,
+    count: Tensor | None = None,
+    temperature: float = 0.2,
+    shift: float | None = None,
+    normalize: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """Keeps one row's K profiles apart (ProEx, arXiv 2512.00679, Eq. 7): for each row
+    sum_k log(1 + exp(shift) sum_{k' != k} exp(<c_k, c_k'> / temperature)), which is 0 for K = 1.
+
+    Args:
+        profiles: [K, B, d].
+        count: 0-d int64 in [0, B]: only the first `count` of the B rows are part of the loss. "mean" divides by it and
+            "none" gives 0 for the others.
+        temperature: above 0.
+        shift: 1 / temperature by default, as Eq. 7 is printed. -1 / temperature makes it InfoNCE with unit rows, whose
+            positive is the profile itself.
+        normalize: cosines in place of inner products.
+        reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument of another type, shape, dtype, device or range; the message
+            names it.
+    """
+    return _profile_contrast.profile_contrast(
+        profiles, count=count, temperature=temperature, shift=shift, normalize=normalize, reduction=reduction
+    )
+
+
+def gaussian_kl(
+    mean: Tensor,
+    logvar: Tensor,
+    prior_mean: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    beta: float = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """beta KL(q || N(0, 1)) + (1 - beta) KL(q || N(prior_mean, e^prior_logvar)) per row, where q = N(mean, e^logvar)
+    has a diagonal covariance and both are summed over d (ProEx, arXiv 2512.00679, Eq. 11, with ln(prior_sigma / sigma)
+    where ln(prior_mean / mean) is printed).
+
+    Accurate relative to itself where q comes close to a prior, and for log-variances in [-30, 20]. Gradients flow to
+    all four.
+
+    Args:
+        mean, logvar: [B, d].
+        prior_mean, prior_logvar: [B, d], both or neither. Without them the first term stands alone, times beta: that of
+            a variational autoencoder whose beta is annealed.
+        beta: in [0, 1].
+        reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, shape, dtype, device or range; the message names it.
+    """
+    return _gaussian_kl.gaussian_kl(mean, logvar, prior_mean, prior_logvar, beta=beta, reduction=reduction)

@@ -4,7 +4,10 @@
 #include "ops/candidate_items.h"
 #include "ops/distribution_kl.h"
 #include "ops/environment_bpr.h"
+#include "ops/gaussian_kl.h"
 #include "ops/info_nce.h"
+#include "ops/mix_environments.h"
+#include "ops/profile_contrast.h"
 #include "ops/propagate.h"
 #include "ops/pair_scores.h"
 #include "ops/ranking_metrics.h"
@@ -19,7 +22,10 @@
   X(distribution_stats, DistributionStatsArgs)  \
   X(environment_bpr, EnvironmentBprArgs)        \
   X(environment_bpr_bwd, EnvironmentBprBwdArgs) \
+  X(gaussian_kl, GaussianKlArgs)                \
   X(info_nce, InfoNceArgs)                      \
+  X(mix_environments, MixEnvironmentsArgs)      \
+  X(profile_contrast, ProfileContrastArgs)      \
   X(propagate, PropagateArgs)                   \
   X(propagate_noise, PropagateNoiseArgs)        \
   X(pair_scores, PairScoresArgs)                \

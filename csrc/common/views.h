@@ -15,6 +15,18 @@ struct MatrixView {
   DType dtype;
 };
 
+// Tables of one shape; each starts `apart` elements after the one before.
+struct TablesView {
+  MatrixView first;
+  int64_t count, apart;
+
+  MatrixView operator[](int64_t k) const {
+    MatrixView table = first;
+    table.data = static_cast<char*>(first.data) + k * apart * (first.dtype == DType::kFloat32 ? 4 : 2);
+    return table;
+  }
+};
+
 // CSR rows; `values` is null for an unweighted matrix.
 struct CsrView {
   const int64_t* indptr;    // [rows + 1]

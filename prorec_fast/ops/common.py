@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
@@ -22,7 +22,8 @@ class RowLoss(NamedTuple):
     launch(*arguments, coefficient=None) returns (rows [B], gradients), all float32: losses and, with a coefficient [B],
     the gradients of coefficient . rows by the leading `num_inputs` arguments. They are rounded to the arguments' dtype
     only after the incoming gradient has scaled them, as loss scaling needs. A `light` operation runs again in the
-    backward pass, where that costs less than scaling the gradients that one pass had made.
+    backward pass, where that costs less than scaling the gradients that one pass had made. Rows lie along dimension
+    `row_dim` of the inputs.
 
     An operation may take, among its arguments, how many of its rows count: launch gives 0 for the others.
     """
@@ -31,6 +32,7 @@ class RowLoss(NamedTuple):
     launch: Callable[..., tuple[Tensor, list[Tensor]]]
     num_inputs: int
     light: bool = False
+    row_dim: int = 0
 
     def __call__(self, *arguments, reduction: str, weight: Tensor | None = None, count: Tensor | None = None) -> Tensor:
         """The mean, the sum or each of weight * rows. The mean of no rows is 0; with `count`, which is one of the
@@ -67,7 +69,9 @@ class RowLoss(NamedTuple):
         index = arguments[self.num_inputs] if len(arguments) > self.num_inputs else None
         if isinstance(index, Distinct):
             index = index.inverse
-        return index.size(0) if isinstance(index, Tensor) and index.dtype == torch.int64 else arguments[0].size(0)
+        if isinstance(index, Tensor) and index.dtype == torch.int64:
+            return index.size(0)
+        return arguments[0].size(self.row_dim)
 
     def total(self, *arguments, coefficient: Tensor, gradients: bool = True) -> tuple[Tensor, list[Tensor]]:
         """coefficient . rows (0-d, summed in float64) and its gradients."""
@@ -94,19 +98,31 @@ def _weighted_sum(rows: Tensor, coefficient: Tensor) -> Tensor:
     return (rows * coefficient).sum() if _native.on_cuda(rows) else torch.dot(rows, coefficient)
 
 
+def save_arguments(ctx, arguments: Sequence) -> None:
+    """Keeps tensors and other values alike for `saved_arguments` in the backward pass."""
+    ctx.is_tensor = [isinstance(a, Tensor) for a in arguments]
+    ctx.options = [None if tensor else a for a, tensor in zip(arguments, ctx.is_tensor, strict=True)]
+    ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
+
+
+def saved_arguments(ctx) -> list:
+    saved = iter(ctx.saved_tensors)
+    return [next(saved) if tensor else a for a, tensor in zip(ctx.options, ctx.is_tensor, strict=True)]
+
+
 class _TotalFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op: RowLoss, coefficient: Tensor, *arguments):
         ctx.op, ctx.needs, ctx.dtype = op, ctx.needs_input_grad[2:], arguments[0].dtype
         total, grads = op.total(*arguments, coefficient=coefficient, gradients=any(ctx.needs) and not op.light)
-        ctx.save_for_backward(*((*arguments, coefficient) if op.light else grads))
+        save_arguments(ctx, (*arguments, coefficient) if op.light else grads)
         return total
 
     @staticmethod
     def backward(ctx, grad_out):
         with torch.no_grad():
             if ctx.op.light:
-                *arguments, coefficient = ctx.saved_tensors
+                *arguments, coefficient = saved_arguments(ctx)
                 grads = ctx.op.launch(*arguments, coefficient=coefficient * grad_out.float())[1]
             else:
                 grads = [g * grad_out for g in ctx.saved_tensors]
@@ -119,16 +135,12 @@ class _RowsFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op: RowLoss, *arguments):
         ctx.op, ctx.needs, ctx.dtype = op, ctx.needs_input_grad[1:], arguments[0].dtype
-        ctx.is_tensor = [isinstance(a, Tensor) for a in arguments]
-        ctx.options = [None if tensor else a for a, tensor in zip(arguments, ctx.is_tensor, strict=True)]
-        ctx.save_for_backward(*(a for a in arguments if isinstance(a, Tensor)))
+        save_arguments(ctx, arguments)
         return op.launch(*arguments)[0].to(arguments[0].dtype)
 
     @staticmethod
     def backward(ctx, grad_out):
-        saved = iter(ctx.saved_tensors)
-        arguments = (next(saved) if tensor else a for a, tensor in zip(ctx.options, ctx.is_tensor, strict=True))
-        _, grads = ctx.op.launch(*arguments, coefficient=grad_out.float().contiguous())
+        _, grads = ctx.op.launch(*saved_arguments(ctx), coefficient=grad_out.float().contiguous())
         return None, *_finished(ctx, grads)
 
 

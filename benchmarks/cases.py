@@ -16,6 +16,7 @@ from timing import DeviceClock, WallClock, first_line, summary, time_providers
 TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
 EVERY_PRECISION = ("float32", "tf32", "bfloat16")
 MILLION = {"num_users": 4096, "num_items": 1_000_000, "dim": 64, "distinct_users": 4096}
+DECODER = {"batch": 1024, "dim": 600}  # the last layer of Mult-VAE
 HUNDRED_MILLION_EDGES = {
     "num_users": 1_000_000, "num_items": 1_000_000, "dim": 64, "train_edges": 100_000_000, "skew": 2.0
 }  # fmt: skip
@@ -87,6 +88,13 @@ CASES: dict[str, Case] = {
     "propagate, d 64": Case("bench_propagate", setting={"dim": 64}),
     "propagate, d 128": Case("bench_propagate", setting={"dim": 128}),
     "bpr": Case("bench_bpr", compiled=True),
+    "multinomial_nll": Case(
+        "bench_multinomial_nll", setting=DECODER, precisions=EVERY_PRECISION, compiled=True
+    ),
+    "multinomial_nll, 200,000 items": Case(
+        "bench_multinomial_nll", setting=DECODER | {"num_items": 200_000}, precisions=EVERY_PRECISION, cpu=False,
+        small=False,
+    ),
 }
 # fmt: on
 

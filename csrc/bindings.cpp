@@ -90,6 +90,13 @@ void gaussian_kl(const std::vector<py::tuple>& inputs, float beta, Address grad_
   run(cpu_kernels().gaussian_kl, args);
 }
 
+void multinomial_nll(const py::tuple& logits, Address bias, const py::tuple& targets, Address rows, Address grad_rows,
+                     Address loss, Address grad_bias, int threads) {
+  run(cpu_kernels().multinomial_nll,
+      MultinomialNllArgs{matrix(logits), pointer<const float>(bias), csr(targets), pointer<const int64_t>(rows),
+                         pointer<const float>(grad_rows), pointer<float>(loss), pointer<float>(grad_bias), threads});
+}
+
 void topk(const py::tuple& user, const py::tuple& item, Address users, int64_t batch, int64_t k, Address exclude_indptr,
           Address exclude_indices, Address scores, Address items, int threads) {
   run(cpu_kernels().topk,
@@ -155,6 +162,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("info_nce", &info_nce);
   m.def("gaussian_kl", &gaussian_kl);
   m.def("mix_environments", &mix_environments);
+  m.def("multinomial_nll", &multinomial_nll);
   m.def("profile_contrast", &profile_contrast);
   m.def("propagate", &propagate);
   m.def("propagate_noise", &propagate_noise);

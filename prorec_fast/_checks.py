@@ -52,6 +52,14 @@ def float_tables(name: str, value: Tensor, *, rows: int, cols: int, count: int |
         raise ValueError(f"{name}: want shape [{wanted}, {rows}, {cols}], got {describe(value)}")
 
 
+def float_vector(name: str, value: Tensor, *, size: int) -> None:
+    """Requires a 1-d floating tensor of `size` entries."""
+    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: want a floating tensor (float16, bfloat16, float32, float64), got {describe(value)}")
+    if value.shape != (size,):
+        raise ValueError(f"{name}: want shape [{size}], got {describe(value)}")
+
+
 def same_device_and_dtype(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
     """Requires tensors on one device and of one dtype."""
     first = tensors[0]

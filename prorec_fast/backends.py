@@ -17,6 +17,7 @@ CUDA_LANGUAGE = {
     "gaussian_kl": "triton",
     "info_nce": "triton",
     "mix_environments": "triton",
+    "multinomial_nll": "triton",
     "profile_contrast": "triton",
     "propagate": "cuda",
     "ranking_metrics": "cuda",

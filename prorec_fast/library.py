@@ -23,6 +23,7 @@ from prorec_fast.ops.environment_bpr import environment_bpr_fwd as environment_b
 from prorec_fast.ops.gaussian_kl import GAUSSIAN_KL, PRIOR_GAUSSIAN_KL
 from prorec_fast.ops.info_nce import CROSS_VIEW_INFO_NCE, INFO_NCE
 from prorec_fast.ops.mix_environments import mix_environments_backward, mix_environments_kernel
+from prorec_fast.ops.multinomial_nll import MULTINOMIAL_NLL
 from prorec_fast.ops.profile_contrast import PROFILE_CONTRAST
 from prorec_fast.ops.propagate import propagate_kernel, transposed
 from prorec_fast.ops.ranking_metrics import ranking_metrics_kernel
@@ -93,6 +94,10 @@ _register_loss(
 _register_loss(
     CROSS_VIEW_INFO_NCE,
     "Tensor user_a, Tensor item_a, Tensor user_b, Tensor item_b, Tensor? users, Tensor? items, float temperature",
+)
+_register_loss(
+    MULTINOMIAL_NLL,
+    "Tensor hidden, Tensor weight, Tensor bias, Tensor? rows, Tensor indptr, Tensor indices, Tensor? values",
 )
 _register_loss(PROFILE_CONTRAST, "Tensor profiles, float temperature, float shift, bool normalize, Tensor? count")
 _register_loss(GAUSSIAN_KL, "Tensor mean, Tensor logvar, float beta")

@@ -8,6 +8,7 @@ take three passes of TF32, which keeps float32's accuracy, or one where `torch.b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from prorec_fast.ops import environment_bpr as _environment_bpr
 from prorec_fast.ops import gaussian_kl as _gaussian_kl
 from prorec_fast.ops import info_nce as _info_nce
 from prorec_fast.ops import mix_environments as _mix_environments
+from prorec_fast.ops import multinomial_nll as _multinomial_nll
 from prorec_fast.ops import profile_contrast as _profile_contrast
 from prorec_fast.ops.distinct import Distinct
 from prorec_fast.ops.distribution_kl import TeacherDistribution
@@ -33,6 +35,7 @@ __all__ = [
     "gaussian_kl",
     "info_nce",
     "mix_environments",
+    "multinomial_nll",
     "profile_contrast",
 ]
 
@@ -155,6 +158,41 @@ def cross_view_info_nce(
     return _info_nce.cross_view_info_nce(
         user_a, item_a, user_b, item_b, users=users, items=items, temperature=temperature, reduction=reduction
     )
+
+
+def multinomial_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Any,
+    *,
+    rows: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """A decoder's last layer and its multinomial likelihood together (Mult-VAE: Liang et al., arXiv 1802.05814, Eq. 2).
+
+    With logits_b = hidden_b weight^T + bias and x_bj the targets' values, returns the reduction over rows of
+    sum_j x_bj (logsumexp(logits_b) - logits_bj). Logits exist for a chunk of rows at a time, and become their own
+    gradient there. Gradients flow to `hidden`, `weight` and `bias`. 16-bit tables are read as float32, for which the
+    CPU, and CUDA devices for float16, copy `weight` once a call.
+
+    Args:
+        hidden: [B, h].
+        weight: [N, h].
+        bias: [N] or None; one floating dtype and device with the two above. An entry of -inf masks an item: its
+            probability and its gradient are 0.
+        targets: [B, N] as a BipartiteGraph, a torch.sparse_csr tensor or (indptr, indices[, values]), each row's
+            indices ascending. Values are finite and at least 0, by default 1, and have no gradient.
+        rows: int64 [B]. Row b of the batch has the targets in row rows[b] of `targets`, which is [M, N] then; a row may
+            come more than once.
+        reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0, as is the loss of a
+            row without targets.
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument of another type, shape, dtype, device or range, or values that
+            require a gradient; the message names it.
+    """
+    return _multinomial_nll.multinomial_nll(hidden, weight, bias, targets, rows=rows, reduction=reduction)
 
 
 def bpr(user: Tensor, positive: Tensor, negative: Tensor, *, reduction: str = "mean") -> Tensor:

@@ -36,6 +36,7 @@ def _all_operations():
         losses.info_nce(user, user.flip(0)),
         losses.cross_view_info_nce(user, item[:6], user.flip(0), item[3:]),
         losses.bpr(user, item[:6], item[3:]),
+        losses.multinomial_nll(user, item, None, graph),
         *prorec_fast.propagate(graph, user, item),
         scores,
         items,
@@ -54,7 +55,7 @@ def test_reference_serves_where_kernels_cannot_and_says_so_once(without_kernels)
     assert any("no CUDA C++ kernels" in text and "no cuda today" in text for text in said)
     assert any("no Triton kernels" in text and "no triton today" in text for text in said)
     doubles = [t.double() if t.is_floating_point() else t for t in served]
-    assert all(torch.isfinite(t).all() for t in doubles[:6])
+    assert all(torch.isfinite(t).all() for t in doubles[:7])
 
 
 def test_the_reference_that_serves_agrees_with_the_kernels(without_kernels, monkeypatch):

@@ -27,6 +27,7 @@ PUBLIC = {
         "gaussian_kl",
         "info_nce",
         "mix_environments",
+        "multinomial_nll",
         "profile_contrast",
     ),
     "retrieval": ("Whitening", "candidate_items", "enrich", "similar_users", "sparsity_level_budget"),

@@ -7,6 +7,7 @@
 #include "ops/gaussian_kl.h"
 #include "ops/info_nce.h"
 #include "ops/mix_environments.h"
+#include "ops/multinomial_nll.h"
 #include "ops/profile_contrast.h"
 #include "ops/propagate.h"
 #include "ops/pair_scores.h"
@@ -25,6 +26,7 @@
   X(gaussian_kl, GaussianKlArgs)                \
   X(info_nce, InfoNceArgs)                      \
   X(mix_environments, MixEnvironmentsArgs)      \
+  X(multinomial_nll, MultinomialNllArgs)        \
   X(profile_contrast, ProfileContrastArgs)      \
   X(propagate, PropagateArgs)                   \
   X(propagate_noise, PropagateNoiseArgs)        \

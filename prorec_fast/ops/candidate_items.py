@@ -22,7 +22,8 @@ class CandidateItems(NamedTuple):
 def candidate_items(graph: Any, similar: Tensor) -> CandidateItems:
     if not isinstance(similar, Tensor) or similar.dtype != torch.int64 or similar.dim() != 2:
         raise TypeError(f"similar: want a 2-d int64 tensor, got {describe(similar)}")
-    indptr, indices, num_items = csr_rows("graph", graph, device=similar.device, rows=similar.size(0), may_wait=True)
+    found = csr_rows("graph", graph, device=similar.device, rows=similar.size(0), may_wait=True)
+    indptr, indices, num_items = found.indptr, found.indices, found.num_cols
     if num_items is None:
         num_items = int(indices.max()) + 1 if indices.numel() else 0  # items that nobody has are nobody's candidates
     if not _native.device_has_kernel("cuda", similar):

@@ -26,7 +26,8 @@ def ranking_metrics(
         positive_int("ks", k)
         if k > items.size(1):
             raise ValueError(f"ks: want cut-offs of at most {items.size(1)}, the ranks in items, got {k}")
-    indptr, indices, columns = csr_rows("truth", truth, device=items.device, rows=items.size(0), cols=num_items)
+    found = csr_rows("truth", truth, device=items.device, rows=items.size(0), cols=num_items)
+    indptr, indices, columns = found.indptr, found.indices, found.num_cols
     num_items = num_items if columns is None else columns
     if num_items is None:
         raise ValueError("num_items: want the number of items where truth is (indptr, indices), got None")

@@ -17,6 +17,8 @@ from .errors import DataError
 if TYPE_CHECKING:
     from prorec_fast.graph import BipartiteGraph
 
+    from .facets import Profiles
+
 SPLITS = ("train", "valid", "test")
 
 
@@ -210,6 +212,24 @@ class Dataset:
             "stand in (users: mean of their items)"
         )
         return replace(self, user_profiles=users, item_profiles=items, further_profiles=(), provenance=provenance)
+
+    def profiles_for(self, num_profiles: int, *, seed: int = 0) -> Profiles:
+        """K = `num_profiles` profile vectors of every user and item: (users, items, provenance).
+
+        They are the first K of the data set where it has as many. Otherwise the first is the data set's own, or where
+        there is none its co-occurrence vector, and the other K - 1 are facets: centroids of spherical k-means of the
+        profile vectors of a user's training items, and of an item's training users, larger clusters first. A node with
+        fewer clusters than facets has them again; one without training interactions has its first profile K times.
+
+        Args:
+            seed: of the co-occurrence vectors; nothing else is drawn.
+
+        Raises:
+            ValueError: no positive integer.
+        """
+        from .facets import profiles_for
+
+        return profiles_for(self, num_profiles, seed=seed)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -59,6 +59,7 @@ CASES: dict[str, Case] = {
         "bench_propagate", arguments={"both": True}, precisions=("float32", "bfloat16"), cpu=False
     ),
     "ProMax step": Case("bench_step", precisions=("float32", "tf32")),
+    "Mult-VAE step": Case("bench_mult_vae", setting={"batch": 1024}, precisions=("float32", "tf32")),
     # Where two scores differ by a rounding, either may come first.
     "full-ranking evaluation": Case(
         "bench_ranking_metrics", "evaluation_providers", precisions=EVERY_PRECISION, least_tolerance=1e-3

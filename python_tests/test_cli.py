@@ -131,6 +131,7 @@ def test_cli_train_names_derived_profiles(tmp_path, capsys):
         (["train", "--lr", "x"], "--lr: want a finite number above 0"),
         (["train", "--sdr-weight", "-1"], "want a finite number of at least 0"),
         (["train", "--model", "mf", "--layers", "2"], "--layers: mf has no layers"),
+        (["train", "--model", "cvga", "--init-scale", "2"], "--init-scale: cvga has no embedding tables"),
         (["train", "--framework", "none", "--s2dr-weight", "1"], "--s2dr-weight: has no effect"),
         (["train", "--seed", "1", "1"], "repeats a seed"),
         (["train", "--device", "abacus"], "no device is called"),

@@ -31,7 +31,7 @@ PUBLIC = {
         "profile_contrast",
     ),
     "retrieval": ("Whitening", "candidate_items", "enrich", "similar_users", "sparsity_level_budget"),
-    "models": ("LRGCCF", "LightGCN", "MF", "SimGCL"),
+    "models": ("CVGA", "LRGCCF", "LightGCN", "MF", "MultVAE", "SimGCL"),
     "frameworks": ("ProMax",),
     "data": ("load",),
 }

@@ -7,7 +7,7 @@ import math
 import sys
 from typing import NoReturn
 
-MODELS = ("gccf", "lightgcn", "mf", "simgcl")
+MODELS = ("cvga", "gccf", "lightgcn", "mf", "mult_vae", "simgcl")
 FRAMEWORKS = ("none", "promax", "both")
 PRESETS = ("released", "paper")
 
@@ -126,7 +126,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="interactions a step (default: 4096; 512 for the built-in set)",
     )
-    add("--dim", type=_positive_int, metavar="N", help="width of the embeddings (default: 32)")
+    add("--dim", type=_positive_int, metavar="N", help="width of the embeddings or latent vectors (default: 32)")
     add(
         "--layers",
         type=_positive_int,

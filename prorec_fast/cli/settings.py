@@ -107,6 +107,8 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     taken = signature(MODELS[settings.model]).parameters
     if settings.layers is not None and "num_layers" not in taken:
         raise ValueError(f"--layers: {settings.model} has no layers")
+    if settings.init_scale is not None and "init_scale" not in taken:
+        raise ValueError(f"--init-scale: {settings.model} has no embedding tables")
     if settings.promax and settings.framework == "none":
         name = next(iter(settings.promax)).replace("_", "-")
         raise ValueError(f"--{name}: has no effect with --framework none")

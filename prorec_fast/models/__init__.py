@@ -5,29 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .base import Recommender
+from .cvga import CVGA
 from .discriminative import Discriminative
 from .generative import Generative
 from .lightgcn import LightGCN
 from .lr_gccf import LRGCCF
 from .mf import MF
+from .mult_vae import MultVAE
 from .simgcl import SimGCL
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
 
 __all__ = [
+    "CVGA",
     "LRGCCF",
     "MF",
     "MODELS",
     "Discriminative",
     "Generative",
     "LightGCN",
+    "MultVAE",
     "Recommender",
     "SimGCL",
     "build",
 ]
 
-MODELS: dict[str, type[Recommender]] = {model.name: model for model in (LightGCN, LRGCCF, SimGCL, MF)}
+MODELS: dict[str, type[Recommender]] = {model.name: model for model in (LightGCN, LRGCCF, SimGCL, MF, MultVAE, CVGA)}
 
 
 def build(name: str, data: Dataset, **options: Any) -> Recommender:

@@ -22,9 +22,17 @@ class Gaussian(NamedTuple):
     mean: Tensor
     logvar: Tensor
 
+    @classmethod
+    def from_parameters(cls, parameters: Tensor) -> Gaussian:
+        """From means and log-variances side by side, [..., 2 latent_dim]; log-variances end at `LOG_VARIANCE_RANGE`."""
+        mean, logvar = parameters.chunk(2, dim=-1)
+        return cls(mean, logvar.clamp(*LOG_VARIANCE_RANGE))
+
     def sample(self) -> Tensor:
-        """One draw, differentiable in both (Kingma & Welling, 2014)."""
-        return self.mean + torch.exp(0.5 * self.logvar) * torch.randn_like(self.mean)
+        """One draw, differentiable in both (Kingma & Welling, 2014). Log-variances count up to the ends of
+        `LOG_VARIANCE_RANGE`, whatever they were shifted by since."""
+        deviation = torch.exp(0.5 * self.logvar.clamp(*LOG_VARIANCE_RANGE))
+        return self.mean + deviation * torch.randn_like(self.mean)
 
 
 class Generative(Recommender):

@@ -18,6 +18,8 @@ class SparseLinear(nn.Module):
     """x -> x W + b for rows x of a graph's matrix, of which only the entries that are there are read.
 
     No row is ever dense: `embedding_bag` sums the rows of W that a user's items pick, and its gradient writes W's once.
+    How many entries a batch has decides the shapes, so on a device the host waits for that number, and a CUDA graph
+    cannot hold the layer.
 
     Args:
         num_items: width of x.

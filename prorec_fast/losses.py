@@ -283,7 +283,7 @@ def profile_contrast(
     sum_k log(1 + exp(shift) sum_{k' != k} exp(<c_k, c_k'> / temperature)), which is 0 for K = 1.
 
     Args:
-        profiles: [K, B, d].
+        profiles: [K, B, d]. On CUDA devices more than 64 of them run the reference.
         count: 0-d int64 in [0, B]: only the first `count` of the B rows are part of the loss. "mean" divides by it and
             "none" gives 0 for the others.
         temperature: above 0.

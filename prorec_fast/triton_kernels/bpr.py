@@ -10,22 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from prorec_fast import _native
-from prorec_fast.triton_kernels.primitives import on_device
+from prorec_fast.triton_kernels.primitives import on_device, softplus
 from prorec_fast.triton_kernels.variants import FLOATS, Variant, pointers
 
 _ELEMENTS = 2048  # of each input that a program of four warps holds in registers: two or four 16-byte loads a thread
-
-
-@triton.jit
-def _softplus(x, e):
-    """ln(1 + e^x), where e = e^-|x|. Near 1 the device's logarithm is exact to 2^-22, but confident rows need so many
-    digits of ln(1 + e) itself: 2 artanh(e / (2 + e)), eight terms of whose series reach float32's rounding."""
-    z = e / (2.0 + e)
-    square = z * z
-    series = 1.0 / 15.0
-    for k in tl.static_range(6, -1, -1):
-        series = series * square + 1.0 / (2 * k + 1)
-    return tl.maximum(x, 0.0) + 2.0 * z * series
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -45,7 +33,7 @@ def _bpr_kernel(
     apart = negative - positive
     x = tl.sum(user * apart, 1)
     e = tl.exp(-tl.abs(x))
-    tl.store(loss_ptr + offs_b, _softplus(x, e), mask=mask_b)
+    tl.store(loss_ptr + offs_b, softplus(x, e), mask=mask_b)
     if coefficient_ptr is not None:
         sigmoid = tl.where(x > 0.0, 1.0, e) / (1.0 + e)
         g = (tl.load(coefficient_ptr + offs_b, mask=mask_b, other=0.0) * sigmoid)[:, None]

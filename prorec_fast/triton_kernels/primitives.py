@@ -161,6 +161,18 @@ def live_rows(count_ptr, num_rows, HAS_COUNT: tl.constexpr):
 
 
 @triton.jit
+def softplus(x, e):
+    """ln(1 + e^x), where e = e^-|x|. Near 1 the device's logarithm is exact to 2^-22, but confident rows need so many
+    digits of ln(1 + e) itself: 2 artanh(e / (2 + e)), eight terms of whose series reach float32's rounding."""
+    z = e / (2.0 + e)
+    square = z * z
+    series = 1.0 / 15.0
+    for k in tl.static_range(6, -1, -1):
+        series = series * square + 1.0 / (2 * k + 1)
+    return tl.maximum(x, 0.0) + 2.0 * z * series
+
+
+@triton.jit
 def inverse_norm(norm):
     """What F.normalize multiplies a row of this norm by. Rounded to nearest, not approximate: a clamped row's has to
     equal MAX_INV_NORM, by which its gradient is told."""

@@ -89,6 +89,11 @@ CASES: dict[str, Case] = {
     "propagate, d 64": Case("bench_propagate", setting={"dim": 64}),
     "propagate, d 128": Case("bench_propagate", setting={"dim": 128}),
     "bpr": Case("bench_bpr", compiled=True),
+    "mix_environments": Case("bench_mix_environments", precisions=("float32", "bfloat16"), compiled=True),
+    "profile_contrast": Case("bench_profile_contrast", precisions=("float32", "bfloat16"), compiled=True),
+    "gaussian_kl": Case(
+        "bench_gaussian_kl", setting={"batch": 1024, "dim": 200}, precisions=("float32", "bfloat16"), compiled=True
+    ),
     "multinomial_nll": Case(
         "bench_multinomial_nll", setting=DECODER, precisions=EVERY_PRECISION, compiled=True
     ),

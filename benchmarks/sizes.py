@@ -65,6 +65,10 @@ class Setting:
             values = values.bfloat16()
         return (values.double() if self.exact else values).requires_grad_()
 
+    def profiles(self, num: int, seed: int = 0) -> Tensor:
+        """[num, batch, dim]"""
+        return self.table(num * self.batch, seed).detach().view(num, self.batch, self.dim).requires_grad_()
+
     def distinct(self, rows: int, count: int, seed: int = 0) -> Tensor:
         """`count` distinct sorted rows of `rows`."""
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))

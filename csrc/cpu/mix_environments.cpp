@@ -1,5 +1,5 @@
-// A piece of every profile is read once, as float32, and stays in the first-level cache while each environment's mixture
-// of it is written.
+// A piece of every profile is read once, as float32, and stays in the first-level cache while the environments' mixtures
+// of it are written.
 #include "ops/mix_environments.h"
 
 #include "common/workspace.h"
@@ -9,8 +9,9 @@ namespace prorec {
 namespace PRF_ISA {
 namespace {
 
+constexpr int kEnvs = 4;             // environments at a time
 constexpr int64_t kPiece = 512;      // columns
-constexpr int64_t kTaskSize = 8192;  // columns of the output a task and environment
+constexpr int64_t kTaskSize = 8192;  // columns a task
 
 // To nearest, ties to even; a NaN stays one.
 PRF_INLINE uint16_t to_bfloat16(float x) {
@@ -18,25 +19,28 @@ PRF_INLINE uint16_t to_bfloat16(float x) {
   return static_cast<uint16_t>(x != x ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
-PRF_INLINE void mix(const float* const* profiles, const float* weights, int64_t num_profiles, int64_t n, float* out) {
-  constexpr int kVecs = 4;
+// out[e][c] = sum_k weights[e][k] profiles[k][c] for kEnvs environments, whose sums are held in registers.
+template <int kEnvs>
+PRF_INLINE void mix(const float* const* profiles, const float* weights, int64_t num_profiles, int64_t n, float* out,
+                    int64_t out_row) {
+  constexpr int kVecs = kEnvs == 1 ? 4 : 2;
   int64_t c = 0;
   for (; c + kVecs * kLanes <= n; c += kVecs * kLanes) {
-    Vec sum[kVecs] = {};
+    Vec sum[kEnvs][kVecs] = {};
     for (int64_t k = 0; k < num_profiles; ++k)
-      for (int v = 0; v < kVecs; ++v) sum[v] += weights[k] * load(profiles[k] + c + v * kLanes);
-    for (int v = 0; v < kVecs; ++v) store(out + c + v * kLanes, sum[v]);
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec x = load(profiles[k] + c + v * kLanes);
+        for (int e = 0; e < kEnvs; ++e) sum[e][v] += weights[e * num_profiles + k] * x;
+      }
+    for (int e = 0; e < kEnvs; ++e)
+      for (int v = 0; v < kVecs; ++v) store(out + e * out_row + c + v * kLanes, sum[e][v]);
   }
-  for (; c + kLanes <= n; c += kLanes) {
-    Vec sum{};
-    for (int64_t k = 0; k < num_profiles; ++k) sum += weights[k] * load(profiles[k] + c);
-    store(out + c, sum);
-  }
-  for (; c < n; ++c) {
-    float sum = 0;
-    for (int64_t k = 0; k < num_profiles; ++k) sum += weights[k] * profiles[k][c];
-    out[c] = sum;
-  }
+  for (; c < n; ++c)
+    for (int e = 0; e < kEnvs; ++e) {
+      float sum = 0;
+      for (int64_t k = 0; k < num_profiles; ++k) sum += weights[e * num_profiles + k] * profiles[k][c];
+      out[e * out_row + c] = sum;
+    }
 }
 
 }  // namespace
@@ -49,13 +53,13 @@ void mix_environments(const MixEnvironmentsArgs& a) {
   const int64_t task_pieces = kTaskSize / width;
   const int threads = threads_for(E * K * R * C, a.threads);
   Workspace workspace(Workspace::bytes_for<const float*>(threads * K) +
-                      Workspace::bytes_for<float>(threads * (K + 1) * width));
+                      Workspace::bytes_for<float>(threads * (K + kEnvs) * width));
   const float** inputs = workspace.take<const float*>(threads * K);
-  float* scratch = workspace.take<float>(threads * (K + 1) * width);
+  float* scratch = workspace.take<float>(threads * (K + kEnvs) * width);
 
   parallel_for((pieces + task_pieces - 1) / task_pieces, threads, [&](int64_t task, int slot) {
     const float** input = inputs + slot * K;
-    float *converted = scratch + slot * (K + 1) * width, *mixture = converted + K * width;
+    float *converted = scratch + slot * (K + kEnvs) * width, *mixtures = converted + K * width;
     for (int64_t p = task * task_pieces; p < pieces && p < (task + 1) * task_pieces; ++p) {
       const int64_t row = p / row_pieces, begin = p % row_pieces * width, n = C - begin < width ? C - begin : width;
       for (int64_t k = 0; k < K; ++k) {
@@ -69,15 +73,20 @@ void mix_environments(const MixEnvironmentsArgs& a) {
         for (int64_t c = 0; c < n; ++c) to[c] = to_float(source[c]);
         input[k] = to;
       }
-      for (int64_t e = 0; e < E; ++e) {
-        const int64_t at = (e * R + row) * C + begin;
-        if (wide) {
-          mix(input, a.weights + e * K, K, n, static_cast<float*>(a.out) + at);
-          continue;
-        }
-        mix(input, a.weights + e * K, K, n, mixture);
-        uint16_t* out = static_cast<uint16_t*>(a.out) + at;
-        for (int64_t c = 0; c < n; ++c) out[c] = to_bfloat16(mixture[c]);
+      for (int64_t e = 0; e < E;) {
+        const int64_t at = (e * R + row) * C + begin, envs = E - e < kEnvs ? 1 : kEnvs;
+        float* to = wide ? static_cast<float*>(a.out) + at : mixtures;
+        const int64_t to_row = wide ? R * C : width;
+        if (envs == 1)
+          mix<1>(input, a.weights + e * K, K, n, to, to_row);
+        else
+          mix<kEnvs>(input, a.weights + e * K, K, n, to, to_row);
+        if (!wide)
+          for (int64_t i = 0; i < envs; ++i) {
+            uint16_t* out = static_cast<uint16_t*>(a.out) + at + i * R * C;
+            for (int64_t c = 0; c < n; ++c) out[c] = to_bfloat16(mixtures[i * width + c]);
+          }
+        e += envs;
       }
     }
   });

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Provider, Setting, assert_agree, compiled
+
+from prorec_fast import losses
+from prorec_fast.reference.mix_environments import mix_environments as reference
+
+NUM_PROFILES = NUM_ENVIRONMENTS = 4
+MATMUL = "torch.matmul"
+
+
+def providers(at: Setting = AMAZON_BOOK, backward: bool = True):
+    """A batch's profiles, already gathered."""
+    table = at.profiles(NUM_PROFILES)
+    weights = at.table(NUM_ENVIRONMENTS, 2, NUM_PROFILES).detach().softmax(1)
+    compiled_reference = compiled(reference)
+    found = {
+        EAGER: lambda: reference(table, weights),
+        OURS: lambda: losses.mix_environments(table, weights),
+        MATMUL: lambda: (weights @ table.flatten(1)).view(NUM_ENVIRONMENTS, *table.shape[1:]),
+        COMPILED: lambda: compiled_reference(table, weights),
+    }
+    grad_out = at.profiles(NUM_ENVIRONMENTS, 1).detach()
+
+    def provider(mix) -> Provider:
+        def run():
+            if not backward:
+                with torch.no_grad():
+                    return [mix()]
+            mixed = mix()
+            return [mixed.detach(), *torch.autograd.grad(mixed, table, grad_out)]
+
+        return run
+
+    return {name: provider(mix) for name, mix in found.items()}
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+@pytest.mark.parametrize("provider", [EAGER, COMPILED, MATMUL, OURS])
+def test_mix_environments(benchmark, provider, backward):
+    found = providers(backward=backward)
+    assert_agree({name: found[name] for name in (EAGER, provider)})
+    benchmark(found[provider])

@@ -22,7 +22,7 @@ def check(tensor, *, least=1e-30, **options):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("num, batch, dim", [(2, 1, 2), (3, 33, 9), (4, 70, 32), (16, 3, 24), (5, 2, 300), (33, 2, 8)])
+@pytest.mark.parametrize("num, batch, dim", [(2, 1, 2), (3, 33, 9), (4, 70, 32), (16, 3, 24), (5, 2, 300), (17, 2, 8)])
 def test_profile_contrast_on_device_matches_reference(device, num, batch, dim, normalize):
     for reduction in ("mean", "none"):
         check(profiles(device, num, batch, dim), reduction=reduction, normalize=normalize)

@@ -80,7 +80,7 @@ def _profile_contrast_kernel(
         grads += tl.permute(grads, (0, 2, 1))
         weights = grads * pair_norm * scale
         if NORMALIZE:
-            along = tl.sum(tl.where(others, grads * scores, 0.0), 2)
+            along = tl.sum(grads * tl.where(others, scores, 0.0), 2)
             bend = tl.where(inv_norm < MAX_INV_NORM, along * inv_norm * inv_norm, 0.0)
             weights -= tl.where(first == second, bend[:, :, None], 0.0)
         mask_grad = (offs_b < num_rows)[:, None, None] & mask_k[None, :, None]

@@ -51,6 +51,7 @@ class BipartiteGraph:
         self.device = user_indices.device
         self.user_segments, self.item_segments = _segments(user_indptr), _segments(item_indptr)
         self.negative_weights: dict[float, Any] = {}  # by popularity; sample_negatives keeps them here
+        self._most_edges: Tensor | None = None
 
     @classmethod
     def from_edges(
@@ -205,6 +206,13 @@ class BipartiteGraph:
     def item_degree(self) -> Tensor:
         """int64 [num_items]: the number of edges of each item."""
         return self.item_indptr.diff()
+
+    def most_edges(self, num_users: int) -> int:
+        """The most edges that so many different users have together. The first call waits for the graph's device."""
+        if self._most_edges is None:
+            self._most_edges = self.user_degree.sort(descending=True).values.cumsum(0).cpu()
+        counted = min(num_users, self.num_users)
+        return int(self._most_edges[counted - 1]) if counted else 0
 
     def __repr__(self) -> str:
         weighted = "" if self.user_values is None else ", weighted"

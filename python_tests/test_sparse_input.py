@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from prorec_fast import BipartiteGraph
-from prorec_fast.models.sparse_input import SparseLinear, symmetrically_normalised, unit_rows
+from prorec_fast import BipartiteGraph, _native
+from prorec_fast.models.sparse_input import SparseLinear, _padded_entries, symmetrically_normalised, unit_rows
 
 NUM_USERS, NUM_ITEMS, WIDTH = 40, 33, 7
 
@@ -55,12 +55,19 @@ def test_sparse_input_values(graph, weighted):
     torch.testing.assert_close(dense(graph, symmetrically_normalised(graph)), want, rtol=1e-6, atol=0)
 
 
+@pytest.fixture(params=["exact", "padded"])
+def collected(request, monkeypatch):
+    """How entries are collected: on the CPU, and on a device."""
+    monkeypatch.setattr(_native, "on_cuda", lambda t: request.param == "padded")
+    return request.param
+
+
 @pytest.mark.parametrize(
     "users",
-    [[3, 5, 0, 39, 17], [0], [0, 39], [], [5, 5, 2, 5], list(range(NUM_USERS))],
-    ids=["some", "empty row", "empty rows", "no users", "repeated", "all"],
+    [[3, 5, 0, 39, 17], [5, 6], [6], [0], [0, 39], [], [3, 3, 2, 3], list(range(NUM_USERS))],
+    ids=["some", "longest", "one", "empty row", "empty rows", "no users", "repeated", "all"],
 )
-def test_sparse_input_is_the_dense_product(graph, users):
+def test_sparse_input_is_the_dense_product(graph, users, collected):
     made, values = layer(), unit_rows(graph)
     users = torch.tensor(users, dtype=torch.int64)
     out = made(graph, values, users)
@@ -75,7 +82,29 @@ def test_sparse_input_is_the_dense_product(graph, users):
     torch.testing.assert_close(made.bias.grad.double(), bias.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_sparse_input_of_a_graph_without_edges():
+def test_sparse_input_of_users_who_come_again_too_often(graph, collected):
+    """On a device there is place for so many different users' entries; more are not lost in silence."""
+    made, users = layer(), torch.tensor([5, 5, 5, 2])
+    out = made(graph, unit_rows(graph), users)
+    out.sum().backward()
+    want = linear(dense(graph, unit_rows(graph))[users], made.weight.double().T, made.bias.double())
+    if collected == "padded":
+        assert graph.most_edges(4) < 3 * (NUM_ITEMS - 1) and out[0].isnan().all()
+    else:
+        torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_sparse_input_has_one_shape_on_a_device(graph):
+    sizes = {
+        tuple(t.shape for t in _padded_entries(graph, graph.user_values, torch.tensor(users)))
+        for users in ([0, 39, 3], [5, 6, 7], [17, 2, 11])
+    }
+    most = graph.user_degree.topk(3).values.sum().item()
+    assert sizes == {((most,), (most,), (6,))}
+    assert [graph.most_edges(n) for n in (0, 1, 3, 99)] == [0, NUM_ITEMS - 1, most, graph.num_edges]
+
+
+def test_sparse_input_of_a_graph_without_edges(collected):
     empty = torch.empty(0, dtype=torch.int64)
     graph, made = BipartiteGraph.from_edges(empty, empty, 3, NUM_ITEMS), layer()
     out = made(graph, unit_rows(graph), torch.arange(3))
@@ -91,7 +120,7 @@ def test_sparse_input_in_float64(graph):
     torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
 
 
-def test_sparse_input_dropout(graph):
+def test_sparse_input_dropout(graph, collected):
     """Entries are kept with their probability, each on its own, scaled to keep the mean; only while training."""
     made, values = SparseLinear(NUM_ITEMS, NUM_ITEMS, dropout=0.3), unit_rows(graph)
     with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding_bag
 
+from prorec_fast import _native
 from prorec_fast._checks import positive_int, probability
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ class SparseLinear(nn.Module):
     """x -> x W + b for rows x of a graph's matrix, of which only the entries that are there are read.
 
     No row is ever dense: `embedding_bag` sums the rows of W that a user's items pick, and its gradient writes W's once.
-    How many entries a batch has decides the shapes, so on a device the host waits for that number, and a CUDA graph
-    cannot hold the layer.
 
     Args:
         num_items: width of x.
@@ -45,19 +44,42 @@ class SparseLinear(nn.Module):
         Args:
             graph: over as many items, on the weight's device.
             values: [num_edges], the matrix's entries in the order of `graph.user_indices`.
-            users: int64 [B] in [0, num_users); a row without edges gives the bias.
+            users: int64 [B] in [0, num_users); a row without edges gives the bias. On a device they all differ: those
+                who come again may make the output NaN.
         """
-        begin = graph.user_indptr[users]
-        count = graph.user_indptr[users + 1] - begin
-        end = count.cumsum(0)
-        start = end - count
-        total = int(count.sum())
-        entry = torch.arange(total, device=users.device)
-        entry += torch.repeat_interleave(begin - start, count, output_size=total)
-        picked = dropout(values[entry].to(self.weight.dtype), self.dropout, self.training)
-        items = graph.user_indices[entry]
-        out = embedding_bag(items, self.weight, start.int(), mode="sum", per_sample_weights=picked)
-        return out + self.bias
+        collect = _padded_entries if _native.on_cuda(users) else _entries
+        items, picked, starts = collect(graph, values.to(self.weight.dtype), users)
+        picked = dropout(picked, self.dropout, self.training)
+        out = embedding_bag(items, self.weight, starts, mode="sum", per_sample_weights=picked)
+        return out[: users.numel()] + self.bias
+
+
+def _entries(graph: BipartiteGraph, values: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(items [E], values [E], starts [B]): the users' rows one behind the other, and where each one starts."""
+    begin = graph.user_indptr[users]
+    count = graph.user_indptr[users + 1] - begin
+    start = count.cumsum(0) - count
+    total = int(count.sum())
+    entry = torch.arange(total, device=users.device)
+    entry += torch.repeat_interleave(begin - start, count, output_size=total)
+    return graph.user_indices[entry], values[entry], start.int()
+
+
+def _padded_entries(graph: BipartiteGraph, values: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_entries`, for as many entries as any B different users can have, so that the host need not ask how many they
+    are and a CUDA graph can hold it. Those too many are 0, shared out among B rows more: one would be a long one."""
+    begin = graph.user_indptr[users]
+    count = graph.user_indptr[users + 1] - begin
+    end, total = count.cumsum(0), count.sum()
+    start = end - count
+    capacity, batch = graph.most_edges(users.numel()), users.numel()
+    place = torch.arange(capacity, device=users.device)
+    row = torch.searchsorted(end, place, right=True).clamp_(max=batch - 1)
+    entry = torch.where(place < total, place + (begin - start)[row], 0)
+    picked = torch.where(place < total, values[entry], 0).masked_fill(total > capacity, torch.nan)
+    spare = total + (capacity - total) * torch.arange(batch, device=users.device) // max(batch, 1)
+    starts = torch.cat([start, spare]).clamp_(max=capacity)
+    return graph.user_indices[entry], picked, starts.int()
 
 
 def unit_rows(graph: BipartiteGraph) -> Tensor:

@@ -33,6 +33,8 @@ class VariationalAutoencoder(Generative):
         output: the last layer.
     """
 
+    capturable = True
+
     def __init__(
         self, data: Dataset, dim: int, *, hidden_dim: int, anneal_cap: float, anneal_steps: int, seed: int
     ) -> None:

@@ -101,6 +101,10 @@ CASES: dict[str, Case] = {
         "bench_multinomial_nll", setting=DECODER | {"num_items": 200_000}, precisions=EVERY_PRECISION, cpu=False,
         small=False,
     ),
+    "environment_bpr": Case("bench_environment_bpr", precisions=("float32", "bfloat16"), compiled=True),
+    "environment_bpr, d 64, K 8, E 8": Case(
+        "bench_environment_bpr", arguments={"profiles": 8, "environments": 8}, setting={"dim": 64}, compiled=True
+    ),
 }
 # fmt: on
 

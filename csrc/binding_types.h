@@ -39,23 +39,29 @@ inline CsrView csr(const py::tuple& t) {
           pointer<const float>(t[2].cast<Address>()), t[3].cast<int64_t>(), t[4].cast<int64_t>()};
 }
 
-// (matrix, matrix of the first profile table, elements between profile tables)
-inline ProfiledTables profiled_tables(const py::tuple& t) {
-  return {matrix(t[0].cast<py::tuple>()), matrix(t[1].cast<py::tuple>()), t[2].cast<int64_t>()};
-}
-
-// What both passes of environment_bpr take: (user, item, (users, positives, negatives), batch, (weights, E, K),
-// alignment, variance weight, unbiased, (total, losses, variance), sigmoid).
+// What both passes of environment_bpr take: (user, user profiles), (item, item profiles), (users, positives,
+// negatives), batch, (weights, E, K), alignment, variance weight, unbiased, (total, losses, variance), sigmoid.
 inline EnvironmentBprArgs environment_bpr_args(const py::tuple& t, int threads) {
-  const auto at = [](const py::handle& tuple, int n) { return tuple.cast<py::tuple>()[n].cast<int64_t>(); };
+  const auto side = [](const py::tuple& s) {
+    return ProfiledTables{matrix(s[0].cast<py::tuple>()), tables(s[1].cast<py::tuple>())};
+  };
+  const auto at = [](const py::tuple& tuple, int n) { return tuple[n].cast<Address>(); };
   const py::tuple index = t[2], weights = t[4], results = t[8];
-  return {profiled_tables(t[0]), profiled_tables(t[1]),
+  return {side(t[0]), side(t[1]),
           pointer<const int64_t>(at(index, 0)), pointer<const int64_t>(at(index, 1)),
           pointer<const int64_t>(at(index, 2)), t[3].cast<int64_t>(), pointer<const float>(at(weights, 0)),
-          static_cast<int>(at(weights, 1)), static_cast<int>(at(weights, 2)),
-          pointer<const float>(t[5].cast<Address>()), t[6].cast<double>(), t[7].cast<bool>(),
-          pointer<float>(at(results, 0)), pointer<float>(at(results, 1)), pointer<float>(at(results, 2)),
-          pointer<float>(t[9].cast<Address>()), threads};
+          weights[1].cast<int>(), weights[2].cast<int>(), pointer<const float>(at(t, 5)), t[6].cast<double>(),
+          t[7].cast<bool>(), pointer<float>(at(results, 0)), pointer<float>(at(results, 1)),
+          pointer<float>(at(results, 2)), pointer<float>(at(t, 9)), threads};
+}
+
+// (total, losses, variance), alignment; (user, item, user profiles, item profiles)
+inline EnvironmentBprBwdArgs environment_bpr_bwd_args(const EnvironmentBprArgs& op, const py::tuple& grads,
+                                                      Address grad_alignment, const py::tuple& tables) {
+  const auto at = [](const py::tuple& tuple, int n) { return tuple[n].cast<Address>(); };
+  return {op, pointer<const float>(at(grads, 0)), pointer<const float>(at(grads, 1)),
+          pointer<const float>(at(grads, 2)), pointer<float>(grad_alignment), pointer<void>(at(tables, 0)),
+          pointer<void>(at(tables, 1)), pointer<void>(at(tables, 2)), pointer<void>(at(tables, 3))};
 }
 
 }  // namespace prorec

@@ -49,14 +49,10 @@ void environment_bpr(const py::tuple& op, int threads) {
   run(cpu_kernels().environment_bpr, environment_bpr_args(op, threads));
 }
 
-void environment_bpr_bwd(const py::tuple& op, Address grad_total, Address grad_losses, Address grad_variance,
-                         Address grad_alignment, Address grad_user, Address grad_item, Address grad_user_profiles,
-                         Address grad_item_profiles, int threads) {
+void environment_bpr_bwd(const py::tuple& op, const py::tuple& grads, Address grad_alignment, const py::tuple& tables,
+                         int threads) {
   run(cpu_kernels().environment_bpr_bwd,
-      EnvironmentBprBwdArgs{environment_bpr_args(op, threads), pointer<const float>(grad_total),
-                            pointer<const float>(grad_losses), pointer<const float>(grad_variance),
-                            pointer<float>(grad_alignment), pointer<float>(grad_user), pointer<float>(grad_item),
-                            pointer<float>(grad_user_profiles), pointer<float>(grad_item_profiles)});
+      environment_bpr_bwd_args(environment_bpr_args(op, threads), grads, grad_alignment, tables));
 }
 
 void info_nce(const py::tuple& anchor, const py::tuple& positive, Address rows, Address cols, int64_t num_rows,

@@ -14,6 +14,7 @@ CUDA_LANGUAGE = {
     "candidate_items": "cuda",
     "cross_view_info_nce": "triton",
     "distribution_kl": "triton",
+    "environment_bpr": "cuda",
     "gaussian_kl": "triton",
     "info_nce": "triton",
     "mix_environments": "triton",

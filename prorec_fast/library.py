@@ -11,15 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prorec_fast import _native
+from prorec_fast.ops import environment_bpr as environment_bpr_op
 from prorec_fast.ops.bpr import BPR
 from prorec_fast.ops.candidate_items import candidate_items_kernel
 from prorec_fast.ops.common import RowLoss, save_arguments, saved_arguments
 from prorec_fast.ops.distribution_kl import DISTRIBUTION_KL
 from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_kernel
-from prorec_fast.ops.environment_bpr import Inputs as EnvironmentBprInputs
-from prorec_fast.ops.environment_bpr import check_range as check_triplets
-from prorec_fast.ops.environment_bpr import environment_bpr_bwd as environment_bpr_bwd_kernel
-from prorec_fast.ops.environment_bpr import environment_bpr_fwd as environment_bpr_fwd_kernel
 from prorec_fast.ops.gaussian_kl import GAUSSIAN_KL, PRIOR_GAUSSIAN_KL
 from prorec_fast.ops.info_nce import CROSS_VIEW_INFO_NCE, INFO_NCE
 from prorec_fast.ops.mix_environments import mix_environments_backward, mix_environments_kernel
@@ -150,18 +148,20 @@ def environment_bpr(
     alignment: Tensor | None,
     variance_weight: float,
     unbiased: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tables = user, item, user_profiles, item_profiles
-    check_triplets((users, positives, negatives), user, item)
-    inputs = EnvironmentBprInputs(*tables, users, positives, negatives, weights, alignment)
-    return environment_bpr_fwd_kernel(inputs, variance_weight, unbiased)
+    environment_bpr_op.check_range((users, positives, negatives), user, item)
+    inputs = environment_bpr_op.Inputs(*tables, users, positives, negatives, weights, alignment)
+    *results, keys = environment_bpr_op.environment_bpr_fwd(inputs, variance_weight, unbiased)
+    return *results, users.new_empty(0, dtype=torch.int32) if keys is None else keys
 
 
 @environment_bpr.register_fake
 def _(user, item, user_profiles, item_profiles, users, positives, negatives, weights, *rest):
-    num_environments = weights.size(0)
-    shapes = (), (num_environments,), (), (users.size(0), num_environments)
-    return tuple(user.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    num_environments, batch = weights.size(0), users.size(0)
+    shapes = (), (num_environments,), (), (batch, num_environments)
+    keys = users.new_empty((3, batch) if _native.on_cuda(user) else (0,), dtype=torch.int32)
+    return *(user.new_empty(shape, dtype=torch.float32) for shape in shapes), keys
 
 
 @torch.library.custom_op("prorec_fast::environment_bpr_bwd", mutates_args=())
@@ -184,9 +184,10 @@ def environment_bpr_bwd(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tables = user, item, user_profiles, item_profiles
-    inputs = EnvironmentBprInputs(*tables, users, positives, negatives, weights, alignment)
+    inputs = environment_bpr_op.Inputs(*tables, users, positives, negatives, weights, alignment)
+    results = environment_bpr_op.Results(*results)
     grads = grad_total, grad_losses, grad_variance
-    found = environment_bpr_bwd_kernel(inputs, variance_weight, unbiased, results, grads, needs)
+    found = environment_bpr_op.environment_bpr_bwd(inputs, variance_weight, unbiased, results, grads, needs)
     return tuple(user.new_empty(0) if grad is None else grad for grad in found)
 
 
@@ -202,12 +203,12 @@ def _(user, item, user_profiles, item_profiles, users, positives, negatives, wei
 def _environment_bpr_setup(ctx, inputs, output):
     *tensors, ctx.variance_weight, ctx.unbiased = inputs
     ctx.save_for_backward(*tensors, *output)
-    ctx.mark_non_differentiable(output[3])
+    ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)
 
 
 def _environment_bpr_backward(ctx, *grads):
-    tensors, results = ctx.saved_tensors[:-4], ctx.saved_tensors[-4:]
+    tensors, results = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
     needs = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[8]]
     options = ctx.variance_weight, ctx.unbiased
     found = environment_bpr_bwd(*tensors, *options, results, *grads[:3], needs)

@@ -21,6 +21,9 @@ CMAKE = Path(__file__).parents[1] / "CMakeLists.txt"
 # five: enough warps to hide the latency of the loads that these kernels wait for.
 REGISTERS = {
     "candidate_items_kernel": 48,
+    "environment_bpr_bwd_kernel": 128,  # for more than 8 profiles; 80 for more than 4, else 64
+    "environment_bpr_finish_kernel": 48,
+    "environment_bpr_kernel": 80,  # for more than 4 environments, else 64
     "pair_scores_kernel": 48,
     "probe_kernel": 16,
     "propagate_layer_kernel": 64,

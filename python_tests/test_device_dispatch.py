@@ -31,12 +31,15 @@ def _all_operations():
     graph = BipartiteGraph.from_edges(torch.arange(6), torch.arange(6), 6, 9)
     scores, items = prorec_fast.topk(user, item, 3, exclude=graph)
     similar = torch.tensor([[1], [0], [3], [2], [5], [-1]])
+    stacks = torch.stack([user.flip(0), user.flip(1)]), torch.stack([item.flip(0), item.flip(1)])
+    triplets = torch.stack([torch.arange(6), torch.arange(6) + 1, torch.arange(6) + 3], 1)
     return [
         losses.distribution_kl(user, item, user.flip(0), item.flip(0)),
         losses.info_nce(user, user.flip(0)),
         losses.cross_view_info_nce(user, item[:6], user.flip(0), item[3:]),
         losses.bpr(user, item[:6], item[3:]),
         losses.multinomial_nll(user, item, None, graph),
+        *losses.environment_bpr(user, item, *stacks, triplets, torch.tensor([[0.2, 0.8], [0.7, 0.3]])),
         *prorec_fast.propagate(graph, user, item),
         scores,
         items,
@@ -55,7 +58,7 @@ def test_reference_serves_where_kernels_cannot_and_says_so_once(without_kernels)
     assert any("no CUDA C++ kernels" in text and "no cuda today" in text for text in said)
     assert any("no Triton kernels" in text and "no triton today" in text for text in said)
     doubles = [t.double() if t.is_floating_point() else t for t in served]
-    assert all(torch.isfinite(t).all() for t in doubles[:7])
+    assert all(torch.isfinite(t).all() for t in doubles[:10])
 
 
 def test_the_reference_that_serves_agrees_with_the_kernels(without_kernels, monkeypatch):

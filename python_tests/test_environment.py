@@ -20,10 +20,13 @@ def everything() -> dict[str, torch.Tensor]:
     graph = prorec_fast.BipartiteGraph.from_edges(users, items, 40, 70)
     teacher = losses.TeacherDistribution(user.flip(0), item.flip(0))
     propagated = prorec_fast.propagate(graph, user, item, 2, noise=0.1, keep_prob=0.8, seed=3)
+    weights = torch.rand(3, 2, generator=generator, device="cpu", dtype=torch.float32)
+    stacks = (torch.stack([t.flip(0), t.flip(1)]) for t in (user, item))
     found = {
         "bpr": losses.bpr(user[users], item[items], item[items.flip(0)]),
         "distribution_kl": losses.distribution_kl(user, item, None, None, users=users, teacher=teacher),
         "distribution_kl rows": losses.distribution_kl(user, item, user, item, divergence="js", reduction="none").sum(),
+        "environment_bpr": losses.environment_bpr(user, item, *stacks, (users, items, items.flip(0)), weights).total,
         "info_nce": losses.info_nce(user, user.flip(0), symmetric=True, eps=1e-5),
         "cross_view": losses.cross_view_info_nce(user, item, user, item, users=users, items=items),
         "propagate": propagated[0].sum() + propagated[1].square().sum(),

@@ -50,14 +50,14 @@ PRF_INLINE void for_columns(int64_t D, const Body& body) {
 template <class T>
 struct Tables {
   const T *base, *profiles;
-  int64_t base_stride, stride, step;
+  int64_t base_stride, stride, apart;
 
   explicit Tables(const ProfiledTables& t)
-      : base(static_cast<const T*>(t.base.data)), profiles(static_cast<const T*>(t.profiles.data)),
-        base_stride(t.base.stride), stride(t.profiles.stride), step(t.profile_step) {}
+      : base(static_cast<const T*>(t.base.data)), profiles(static_cast<const T*>(t.profiles.first.data)),
+        base_stride(t.base.stride), stride(t.profiles.first.stride), apart(t.profiles.apart) {}
 
   PRF_INLINE_MEMBER const T* row(int table, int64_t r) const {
-    return table ? profiles + (table - 1) * step + r * stride : base + r * base_stride;
+    return table ? profiles + (table - 1) * apart + r * stride : base + r * base_stride;
   }
   template <int kTables>
   PRF_INLINE_MEMBER void prefetch(int64_t r, int tables, int64_t bytes) const {
@@ -303,9 +303,10 @@ void environment_bpr_bwd(const EnvironmentBprBwdArgs& a) {
     }
   });
 
+  const auto floats = [](void* grad) { return static_cast<float*>(grad); };
   const auto tasks = [](bool wanted, int64_t rows) { return wanted ? (rows + kOwnerRows - 1) / kOwnerRows : 0; };
-  const Owners users = {a.grad_user, a.grad_user_profiles, M, user_end, user_order, tasks(of_user, M)};
-  const Owners items = {a.grad_item, a.grad_item_profiles, N, item_end, item_order, tasks(of_item, N)};
+  const Owners users = {floats(a.grad_user), floats(a.grad_user_profiles), M, user_end, user_order, tasks(of_user, M)};
+  const Owners items = {floats(a.grad_item), floats(a.grad_item_profiles), N, item_end, item_order, tasks(of_item, N)};
   with_element(op.user.base.dtype, [&](auto element) {
     with_tables(R, [&](auto tables) {
       using T = decltype(element);

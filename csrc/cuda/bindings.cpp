@@ -17,6 +17,18 @@ void candidate_items(const py::tuple& graph, Address similar, int64_t num_simila
                         as_stream(stream));
 }
 
+void environment_bpr(const py::tuple& op, Address parts, int blocks, Address keys, Address stream) {
+  cuda::environment_bpr({environment_bpr_args(op, 0), pointer<double>(parts), blocks, pointer<int32_t>(keys)},
+                        as_stream(stream));
+}
+
+void environment_bpr_bwd(const py::tuple& op, const py::tuple& grads, Address grad_alignment, const py::tuple& tables,
+                         Address keys, Address order, Address stream) {
+  cuda::environment_bpr_bwd({environment_bpr_bwd_args(environment_bpr_args(op, 0), grads, grad_alignment, tables),
+                             pointer<const int32_t>(keys), pointer<const int64_t>(order)},
+                            as_stream(stream));
+}
+
 void pair_scores(const py::tuple& user, const py::tuple& item, const py::tuple& pairs, Address scores,
                  Address stream) {
   cuda::pair_scores({matrix(user), matrix(item), csr(pairs), pointer<float>(scores), 0}, as_stream(stream));
@@ -73,6 +85,8 @@ void topk(const py::tuple& scores, int first_item, const py::tuple& exclude, int
 void bind_cuda(py::module_& m) {
   m.def("problem", &cuda::problem);
   m.def("candidate_items", &candidate_items);
+  m.def("environment_bpr", &environment_bpr);
+  m.def("environment_bpr_bwd", &environment_bpr_bwd);
   m.def("pair_scores", &pair_scores);
   m.def("propagate", &propagate);
   m.def("ranking_metrics", &ranking_metrics);

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "ops/candidate_items.h"
+#include "ops/environment_bpr.h"
 #include "ops/pair_scores.h"
 #include "ops/propagate.h"
 #include "ops/ranking_metrics.h"
@@ -18,6 +19,8 @@ using Stream = void*;  // a cudaStream_t, as torch hands it over
 std::string problem();
 
 void candidate_items(const CandidateItemsArgs&, Stream);
+void environment_bpr(const EnvironmentBprCudaArgs&, Stream);
+void environment_bpr_bwd(const EnvironmentBprBwdCudaArgs&, Stream);
 void pair_scores(const PairScoresArgs&, Stream);
 void propagate(const PropagateCudaArgs&, Stream);
 void ranking_metrics(const RankingMetricsCudaArgs&, Stream);

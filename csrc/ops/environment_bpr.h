@@ -11,8 +11,7 @@ constexpr int kMaxProfiles = 16, kMaxEnvironments = 32;
 // The R tables of one side, all of one dtype: [rows, D] each.
 struct ProfiledTables {
   MatrixView base;
-  MatrixView profiles;   // the first of K
-  int64_t profile_step;  // elements from one profile table to the next
+  TablesView profiles;  // K
 };
 
 struct EnvironmentBprArgs {
@@ -29,13 +28,27 @@ struct EnvironmentBprArgs {
   int threads;
 };
 
-// Tables contiguous and all of their rows written; null where a gradient is not wanted.
+// The tables' gradients are contiguous and null where they are not wanted. On CPUs they are float32, and all of their
+// rows are written; on devices they have the tables' dtype, and the rows of no triplet are as they were.
 struct EnvironmentBprBwdArgs {
   EnvironmentBprArgs op;
   const float *grad_total, *grad_losses, *grad_variance;  // each may be null: zeros
   float* grad_alignment;                                  // [E]
-  float *grad_user, *grad_item;                           // [M, D], [N, D] float32
-  float *grad_user_profiles, *grad_item_profiles;         // [K, M, D], [K, N, D] float32
+  void *grad_user, *grad_item;                            // [M, D], [N, D]
+  void *grad_user_profiles, *grad_item_profiles;          // [K, M, D], [K, N, D]
+};
+
+struct EnvironmentBprCudaArgs {
+  EnvironmentBprArgs op;
+  double* parts;  // [blocks, E]
+  int blocks;
+  int32_t* keys;  // [3, B] or null: each triplet's user, then its items as M + item
+};
+
+struct EnvironmentBprBwdCudaArgs {
+  EnvironmentBprBwdArgs op;
+  const int32_t* keys;   // [3 B] in ascending order
+  const int64_t* order;  // [3 B] where they stood, equal keys as they came
 };
 
 }  // namespace prorec

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from prorec_fast import _native
 from prorec_fast._checks import (
-    FLOAT_DTYPES,
     describe,
     float_matrix,
     float_tables,
+    float_vector,
     index_range,
     same_device_and_dtype,
 )
@@ -20,6 +20,7 @@ from prorec_fast.reference.environment_bpr import EnvironmentLoss
 from prorec_fast.reference.environment_bpr import environment_bpr as reference
 
 _MAX_PROFILES, _MAX_ENVIRONMENTS = 16, 32  # those of csrc/ops/environment_bpr.h; the reference serves more
+_WARPS, _BLOCKS = 8, 1024  # of a launch; a warp takes every so many triplets
 
 
 class Inputs(NamedTuple):
@@ -55,7 +56,7 @@ def environment_bpr(
     tables = user, item, user_profiles, item_profiles
     _check(*tables, weights, variance_weight, alignment)
     columns = _columns(triplets, user, item)
-    if _native.on_cuda(user) or not _native.runs_on_kernel("cuda", *tables) or not _fits(weights):
+    if not _native.runs_on_kernel("cuda", *tables) or not _fits(user, item, weights):
         return reference(
             *tables, columns, weights, variance_weight=variance_weight, unbiased=unbiased, alignment=alignment
         )
@@ -85,10 +86,7 @@ def _check(user, item, user_profiles, item_profiles, weights, variance_weight, a
     if weights.requires_grad:
         raise ValueError("weights: have no gradient here; detach them")
     if alignment is not None:
-        if not isinstance(alignment, Tensor) or alignment.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"alignment: want a floating tensor, got {describe(alignment)}")
-        if alignment.shape != weights.shape[:1]:
-            raise ValueError(f"alignment: want shape [{weights.size(0)}], got {describe(alignment)}")
+        float_vector("alignment", alignment, size=weights.size(0))
     for name, t in (("weights", weights), ("alignment", alignment)):
         if t is not None and t.device != user.device:
             raise ValueError(f"{name}: want a tensor on {user.device}, got {describe(t)}")
@@ -127,8 +125,20 @@ def check_range(columns: Sequence[Tensor], user: Tensor, item: Tensor) -> None:
     index_range("triplets, negatives", negatives, item.size(0))
 
 
-def _fits(weights: Tensor) -> bool:
-    return weights.size(0) <= _MAX_ENVIRONMENTS and weights.size(1) <= _MAX_PROFILES
+def _fits(user: Tensor, item: Tensor, weights: Tensor) -> bool:
+    known = user.size(0) + item.size(0) < 2**31
+    return known and weights.size(0) <= _MAX_ENVIRONMENTS and weights.size(1) <= _MAX_PROFILES
+
+
+class Results(NamedTuple):
+    """What the forward pass makes, float32: the results, and for the backward pass, which reads the losses too, the
+    sigmoids [B, E] and on a device the rows that triplets name (int32, [3, B])."""
+
+    total: Tensor
+    losses: Tensor
+    variance: Tensor
+    sigmoid: Tensor | None
+    keys: Tensor | None
 
 
 class _EnvironmentBprFunction(torch.autograd.Function):
@@ -142,7 +152,7 @@ class _EnvironmentBprFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        inputs, results = Inputs(*ctx.saved_tensors[:-4]), ctx.saved_tensors[-4:]
+        inputs, results = Inputs(*ctx.saved_tensors[:9]), Results(*ctx.saved_tensors[9:])
         needs = *ctx.needs_input_grad[1:5], ctx.needs_input_grad[-1]
         with torch.no_grad():
             found = environment_bpr_bwd(inputs, *ctx.options, results, grads, needs)
@@ -150,16 +160,28 @@ class _EnvironmentBprFunction(torch.autograd.Function):
         return None, *tables, *(None,) * 4, alignment
 
 
-def environment_bpr_fwd(
-    inputs: Inputs, variance_weight: float, unbiased: bool, *, gradients: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(total, losses [E], variance, sigmoids [B, E] where gradients are to come), all float32."""
+def environment_bpr_fwd(inputs: Inputs, variance_weight: float, unbiased: bool, *, gradients: bool = True) -> Results:
     batch, num_environments = inputs.users.numel(), inputs.weights.size(0)
-    total, losses, variance = (inputs.user.new_empty(s, dtype=torch.float32) for s in ((), num_environments, ()))
-    sigmoid = inputs.user.new_empty((batch, num_environments), dtype=torch.float32) if gradients else None
-    results = total, losses, variance, sigmoid
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return inputs.user.new_empty(shape, dtype=dtype)
+
+    on_cuda = _native.on_cuda(inputs.user)
+    results = Results(
+        empty(),
+        empty(num_environments),
+        empty(),
+        empty(batch, num_environments) if gradients else None,
+        empty(3, batch, dtype=torch.int32) if gradients and on_cuda else None,
+    )
     _tables, arguments = _arguments(inputs, variance_weight, unbiased, results)
-    _native.extension().environment_bpr(arguments, _native.threads())
+    if on_cuda:
+        blocks = max(1, min(-(-batch // _WARPS), _BLOCKS))
+        parts = empty(blocks, num_environments, dtype=torch.float64)
+        keys = _native.address(results.keys)
+        _native.cuda_call(inputs.user, "environment_bpr", arguments, parts.data_ptr(), blocks, keys)
+    else:
+        _native.extension().environment_bpr(arguments, _native.threads())
     return results
 
 
@@ -167,37 +189,41 @@ def environment_bpr_bwd(
     inputs: Inputs,
     variance_weight: float,
     unbiased: bool,
-    results: Sequence[Tensor],
+    results: Results,
     grads: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of the four tables and of the alignment, or None where `needs` says so. `results` is what
-    environment_bpr_fwd gave, `grads` the gradients of its first three, each of which may be None."""
+    """The gradients of the four tables and of the alignment, or None where `needs` says so. `grads` are those of the
+    first three results, each of which may be None."""
     grads = [None if g is None else g.float().contiguous() for g in grads]
     grad_alignment = inputs.user.new_empty(inputs.weights.size(0), dtype=torch.float32)
     _tables, arguments = _arguments(inputs, variance_weight, unbiased, results)
-    found = _bwd_cpu(inputs, needs, arguments, (*map(_native.address, grads), grad_alignment.data_ptr()))
-    return [*found, grad_alignment if needs[4] else None]
+    arguments = arguments, tuple(map(_native.address, grads)), grad_alignment.data_ptr()
+    wanted = [t if need else None for t, need in zip(inputs.tables, needs, strict=False)]
+    launch = _bwd_cuda if _native.on_cuda(inputs.user) else _bwd_cpu
+    return [*launch(wanted, arguments, results), grad_alignment if needs[4] else None]
 
 
-def _bwd_cpu(inputs: Inputs, needs: Sequence[bool], arguments: tuple, small: tuple) -> list[Tensor | None]:
-    found = [_native.empty(*t.shape) if need else None for t, need in zip(inputs.tables, needs, strict=False)]
-    addresses = map(_native.address, found)
-    _native.extension().environment_bpr_bwd(arguments, *small, *addresses, _native.threads())
-    return [None if t is None else t.to(inputs.user.dtype) for t in found]
+def _bwd_cpu(wanted: list[Tensor | None], arguments: tuple, results: Results) -> list[Tensor | None]:
+    found = [None if t is None else _native.empty(*t.shape) for t in wanted]
+    _native.extension().environment_bpr_bwd(*arguments, tuple(map(_native.address, found)), _native.threads())
+    return [None if grad is None else grad.to(t.dtype) for grad, t in zip(found, wanted, strict=True)]
 
 
-def _arguments(
-    inputs: Inputs, variance_weight: float, unbiased: bool, results: Sequence[Tensor | None]
-) -> tuple[list[Tensor], tuple]:
+def _bwd_cuda(wanted: list[Tensor | None], arguments: tuple, results: Results) -> list[Tensor | None]:
+    found = [None if t is None else t.new_zeros(t.shape) for t in wanted]
+    keys, order = results.keys.flatten().sort(stable=True)
+    addresses = tuple(map(_native.address, found)), keys.data_ptr(), order.data_ptr()
+    _native.cuda_call(results.losses, "environment_bpr_bwd", *arguments, *addresses)
+    return found
+
+
+def _arguments(inputs: Inputs, variance_weight: float, unbiased: bool, results: Results) -> tuple[list[Tensor], tuple]:
     """The tables as the kernels read them, for the caller to keep alive, and the arguments of both passes."""
     user, item, user_profiles, item_profiles = tables = [_native.storable(t) for t in inputs.tables]
-    sides = (
-        (_native.matrix(table), _native.matrix(profiles[0]), profiles.stride(0))
-        for table, profiles in ((user, user_profiles), (item, item_profiles))
-    )
     return tables, (
-        *sides,
+        (_native.matrix(user), _native.tables(user_profiles)),
+        (_native.matrix(item), _native.tables(item_profiles)),
         tuple(map(_native.address, inputs[4:7])),
         inputs.users.numel(),
         (inputs.weights.data_ptr(), *inputs.weights.shape),
@@ -205,5 +231,5 @@ def _arguments(
         variance_weight,
         unbiased,
         tuple(map(_native.address, results[:3])),
-        _native.address(results[3]),
+        _native.address(results.sigmoid),
     )

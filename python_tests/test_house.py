@@ -31,7 +31,7 @@ PUBLIC = {
         "profile_contrast",
     ),
     "retrieval": ("Whitening", "candidate_items", "enrich", "similar_users", "sparsity_level_budget"),
-    "models": ("CVGA", "LRGCCF", "LightGCN", "MF", "MultVAE", "SimGCL"),
+    "models": ("CVGA", "LDiffRec", "LRGCCF", "LightGCN", "MF", "MultVAE", "SimGCL"),
     "frameworks": ("ProMax",),
     "data": ("load",),
 }

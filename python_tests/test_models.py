@@ -31,7 +31,7 @@ def width(model) -> int:
     """Of its representations."""
     if isinstance(model, Discriminative):
         return model.representation_dim
-    return model.output.in_features + 1  # the last one is the bias's
+    return model.item_weights().shape[1] + 1  # the last one is the bias's
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

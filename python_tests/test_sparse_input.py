@@ -113,6 +113,13 @@ def test_sparse_input_of_a_graph_without_edges(collected):
     assert not made.weight.grad.any()
 
 
+def test_sparse_input_without_a_bias(graph, collected):
+    made, plain, users = SparseLinear(NUM_ITEMS, WIDTH, bias=False), layer(), torch.arange(NUM_USERS)
+    made.load_state_dict({"weight": plain.weight})
+    out = made(graph, unit_rows(graph), users)
+    assert torch.equal(out + plain.bias, plain(graph, unit_rows(graph), users))
+
+
 def test_sparse_input_in_float64(graph):
     made, users = layer().double(), torch.arange(NUM_USERS)
     out = made(graph, unit_rows(graph), users)

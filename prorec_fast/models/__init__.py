@@ -8,6 +8,7 @@ from .base import Recommender
 from .cvga import CVGA
 from .discriminative import Discriminative
 from .generative import Generative
+from .l_diffrec import LDiffRec
 from .lightgcn import LightGCN
 from .lr_gccf import LRGCCF
 from .mf import MF
@@ -24,6 +25,7 @@ __all__ = [
     "MODELS",
     "Discriminative",
     "Generative",
+    "LDiffRec",
     "LightGCN",
     "MultVAE",
     "Recommender",
@@ -31,7 +33,10 @@ __all__ = [
     "build",
 ]
 
-MODELS: dict[str, type[Recommender]] = {model.name: model for model in (LightGCN, LRGCCF, SimGCL, MF, MultVAE, CVGA)}
+_ALL = (LightGCN, LRGCCF, SimGCL, MF, MultVAE, CVGA, LDiffRec)
+MODELS: dict[str, type[Recommender]] = {
+    model.name: model for model in (LightGCN, LRGCCF, SimGCL, MF, MultVAE, CVGA, LDiffRec)
+}
 
 
 def build(name: str, data: Dataset, **options: Any) -> Recommender:

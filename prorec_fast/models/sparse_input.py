@@ -24,19 +24,21 @@ class SparseLinear(nn.Module):
         num_items: width of x.
         width: of the output.
         dropout: while training, each entry is left out with this probability, the others scaled by 1 / (1 - dropout).
+        bias: whether there is a b.
 
     Attributes:
         weight [num_items, width], bias [width]: uninitialised, for the model that owns them to draw.
     """
 
-    def __init__(self, num_items: int, width: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, num_items: int, width: int, *, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__()
         positive_int("num_items", num_items)
         positive_int("width", width)
         probability("dropout", dropout)
         self.dropout = float(dropout)
         self.weight = nn.Parameter(torch.empty(num_items, width, dtype=torch.float32, device="cpu"))
-        self.bias = nn.Parameter(torch.empty(width, dtype=torch.float32, device="cpu"))
+        own = nn.Parameter(torch.empty(width, dtype=torch.float32, device="cpu")) if bias else None
+        self.register_parameter("bias", own)
 
     def forward(self, graph: BipartiteGraph, values: Tensor, users: Tensor) -> Tensor:
         """[B, width], the layer's output for the rows of `users`.
@@ -51,7 +53,8 @@ class SparseLinear(nn.Module):
         items, picked, starts = collect(graph, values.to(self.weight.dtype), users)
         picked = dropout(picked, self.dropout, self.training)
         out = embedding_bag(items, self.weight, starts, mode="sum", per_sample_weights=picked)
-        return out[: users.numel()] + self.bias
+        out = out[: users.numel()]
+        return out if self.bias is None else out + self.bias
 
 
 def _entries(graph: BipartiteGraph, values: Tensor, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:

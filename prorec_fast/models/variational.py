@@ -53,7 +53,7 @@ class VariationalAutoencoder(Generative):
 
     @abstractmethod
     def hidden(self, latent: Tensor) -> Tensor:
-        """[B, hidden_dim]: what the last layer takes, from latent vectors [B, dim]."""
+        """[B, width of `item_weights`]: what the last layer takes, from latent vectors [B, dim]."""
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -73,10 +73,17 @@ class VariationalAutoencoder(Generative):
 
     def reconstruction(self, posterior: Gaussian, users: Tensor) -> Tensor:
         """0-d: the mean over the users of -sum_j x_uj log softmax_j(output(hidden(z))), z one draw."""
+        return self.negative_log_likelihood(self.hidden(posterior.sample()), users)
+
+    def item_weights(self) -> Tensor:
+        """The last layer's weight, [num_items, hidden_dim] unless a model says otherwise."""
+        return self.output.weight
+
+    def negative_log_likelihood(self, hidden: Tensor, users: Tensor) -> Tensor:
+        """0-d: the mean over the users of -sum_j x_uj log softmax_j, from the last layer's input."""
         from prorec_fast.losses import multinomial_nll
 
-        hidden = self.hidden(posterior.sample())
-        return multinomial_nll(hidden, self.output.weight, self.output.bias, self.train_graph, rows=users)
+        return multinomial_nll(hidden, self.item_weights(), self.output.bias, self.train_graph, rows=users)
 
     def kl_weight(self) -> Tensor:
         """0-d: anneal_cap * min(1, steps / anneal_steps)."""
@@ -86,7 +93,7 @@ class VariationalAutoencoder(Generative):
         """The last layer's input and weight, each with a column more: of ones, and of the bias."""
         hidden = self.hidden(latent)
         users = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
-        return users, torch.cat([self.output.weight, self.output.bias[:, None]], dim=1)
+        return users, torch.cat([self.item_weights(), self.output.bias[:, None]], dim=1)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "anneal_cap": self.anneal_cap, "anneal_steps": self.anneal_steps}

@@ -139,6 +139,29 @@ def test_multinomial_nll_refuses_a_second_derivative(reduction):
         grad.sum().backward()
 
 
+def test_multinomial_nll_differentiates_once_more_where_the_graph_is_kept():
+    found, scale = given(targets(20, 30)), torch.tensor(3.0)
+    tensors = leaves(decoder(20, 8, 30))
+    loss = losses.multinomial_nll(*tensors, found)
+    first = [g.clone() for g in torch.autograd.grad(loss, tensors, retain_graph=True)]
+    kept = torch.autograd.grad(loss, tensors, scale, retain_graph=True)
+    last = torch.autograd.grad(loss, tensors, scale)
+    for one, three, also_three in zip(first, kept, last, strict=True):
+        torch.testing.assert_close(three, 3 * one)
+        assert torch.equal(three, also_three)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, tensors)
+
+
+def test_multinomial_nll_hands_over_the_gradients_that_it_saved():
+    """No table of the size of `weight` is made where one of that size is about to be freed."""
+    tensors, found = leaves(decoder(20, 64, 4000)), given(targets(20, 4000))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        losses.multinomial_nll(*tensors, found).backward()
+    made = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert sum(size >= tensors[1].nbytes for size in made) == 1, made
+
+
 def test_multinomial_nll_of_empty_inputs():
     hidden, weight, bias = leaves(decoder(6, 8, 40))
     loss = losses.multinomial_nll(hidden[:0], weight, bias, given(targets(0, 40)))

@@ -110,6 +110,12 @@ def saved_arguments(ctx) -> list:
     return [next(saved) if tensor else a for a, tensor in zip(ctx.options, ctx.is_tensor, strict=True)]
 
 
+def _graph_is_kept() -> bool:
+    """In a backward pass: whether what was saved for it may be read once more. If not, it can be written over, which
+    for a decoder's weight is a table less. torch tells since 2.6, and its own compiler asks."""
+    return getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+
+
 class _TotalFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op: RowLoss, coefficient: Tensor, *arguments):
@@ -125,7 +131,7 @@ class _TotalFunction(torch.autograd.Function):
                 *arguments, coefficient = saved_arguments(ctx)
                 grads = ctx.op.launch(*arguments, coefficient=coefficient * grad_out.float())[1]
             else:
-                grads = [g * grad_out for g in ctx.saved_tensors]
+                grads = [g * grad_out if _graph_is_kept() else g.mul_(grad_out) for g in ctx.saved_tensors]
         return None, None, *_finished(ctx, grads)
 
 

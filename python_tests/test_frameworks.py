@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid, normalize
 from training_data import tiny
 
 from prorec_fast.data import load
-from prorec_fast.frameworks import FRAMEWORKS, PAPER, PRESETS, PUBLISHED_WEIGHTS, RELEASED, Plain, ProMax, get_preset
+from prorec_fast.frameworks import FRAMEWORKS, PAPER, PRESETS, PUBLISHED_SETTINGS, RELEASED, Plain, ProMax, get_preset
 from prorec_fast.frameworks.promax import whitened_profiles
 from prorec_fast.models import MF, LightGCN
 
@@ -161,7 +161,7 @@ def test_frameworks_presets():
     assert PAPER.promax.weight_range == (0.0, 1.0)
     assert ProMax() == RELEASED.promax
     assert ProMax.preset("paper", sdr_weight=2.0).sdr_weight == 2.0
-    assert PUBLISHED_WEIGHTS["amazon_book"] == {"sdr_weight": 1.5, "s2dr_weight": 0.05}
+    assert PUBLISHED_SETTINGS["amazon_book"] == {"sdr_weight": 1.5, "s2dr_weight": 0.05}
     with pytest.raises(ValueError, match="preset: want one of released, paper"):
         get_preset("other")
 

@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 MODELS = ("cvga", "gccf", "l_diffrec", "lightgcn", "mf", "mult_vae", "simgcl")
-FRAMEWORKS = ("none", "promax", "both")
+FRAMEWORKS = ("none", "promax", "proex", "both")
 PRESETS = ("released", "paper")
 
 
@@ -70,8 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         parents=[common, as_json],
-        help="train a model, with ProMax and without, and compare",
-        description="Train a base model, the same under ProMax, or both, and print their test metrics.",
+        help="train a model, with ProMax or ProEx and without, and compare",
+        description="Train a base model, the same under ProMax or ProEx, or several of these, and print test metrics.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=min(120, _columns())),
     )
     _add_train(train)
@@ -110,7 +110,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", metavar="DIR", help="a folder, or a built-in name (default: the built-in synthetic set)")
     add("--model", choices=MODELS, help="the base model (default: lightgcn)")
-    add("--framework", choices=FRAMEWORKS, help="the base alone, under ProMax, or both (default: both)")
+    add(
+        "--framework",
+        choices=FRAMEWORKS,
+        nargs="+",
+        metavar="F",
+        help="what to train and compare: none (the base alone), promax, proex, both (none and promax), or several of "
+        "these (default: both; none and proex for models that generate)",
+    )
     add("--preset", choices=PRESETS, help="constants of the authors' code or of the paper (default: released)")
     add("--epochs", type=_positive_int, metavar="N", help="train at most so many epochs (default: 1000)")
     add(
@@ -124,9 +131,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=_positive_int,
         metavar="N",
-        help="interactions a step (default: 4096; 512 for the built-in set)",
+        help="interactions a step (default: 4096; 512 for the built-in set), or users (1024; 128)",
     )
-    add("--dim", type=_positive_int, metavar="N", help="width of the embeddings or latent vectors (default: 32)")
+    add(
+        "--dim",
+        type=_positive_int,
+        metavar="N",
+        help="width of the embeddings or the latent vectors (default: the model's)",
+    )
     add(
         "--layers",
         type=_positive_int,
@@ -156,7 +168,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="weight of the self-supervised reshaping (default: 0.1; 0.05 for amazon_book)",
     )
     promax.add_argument(
-        "--temperature", type=_positive, metavar="X", help="of the student and the contrast (default: 0.2)"
+        "--temperature",
+        type=_positive,
+        metavar="X",
+        help="of the student and the contrast, in ProEx too (default: 0.2)",
     )
     promax.add_argument(
         "--teacher-temperature", type=_positive, metavar="X", help="of the profiles' distribution (default: 0.2)"
@@ -166,6 +181,33 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     promax.add_argument(
         "--warmup-epochs", type=_count, metavar="N", help="epochs without s2dr, while the norms grow (default: 0)"
+    )
+    proex = parser.add_argument_group("ProEx")
+    proex.add_argument(
+        "--num-profiles", type=_positive_int, metavar="K", help="profiles of every user and item (default: 4)"
+    )
+    proex.add_argument(
+        "--num-environments", type=_positive_int, metavar="E", help="mixtures of them a step (default: 4; 3 for yelp)"
+    )
+    proex.add_argument(
+        "--alpha", type=_positive, metavar="X", help="of the mixtures' Dirichlet distribution (default: 0.1)"
+    )
+    proex.add_argument(
+        "--variance-weight", type=_weight, metavar="X", help="weight of the variance over environments (default: 10)"
+    )
+    proex.add_argument(
+        "--align-weight", type=_weight, metavar="X", help="weight of the alignment (default: 0; generative models: 0.5)"
+    )
+    proex.add_argument(
+        "--regularization-weight", type=_weight, metavar="X", help="of what keeps profiles apart (default: 0.4)"
+    )
+    proex.add_argument(
+        "--regularization",
+        choices=("uniformity", "contrast"),
+        help="within a batch, or within a node's profiles (default: uniformity)",
+    )
+    proex.add_argument(
+        "--mixing", action=argparse.BooleanOptionalAction, help="environments, or the profiles' mean (default: yes)"
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="the run folder (default: a new one under ./runs)")

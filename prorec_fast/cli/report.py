@@ -59,7 +59,7 @@ def result_row(framework: str, seed: int, folder: str, run: Any) -> dict[str, An
 
 
 def format_table(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The runs by framework: means over seeds, with their spread, and ProMax's gain over the base."""
+    """The runs by framework: means over seeds, with their spread, and each framework's gain over the base."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["framework"], []).append(row)
@@ -70,12 +70,12 @@ def format_table(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
         seconds = f"{mean(run['seconds_per_epoch'] for run in runs):.3g}"
         epochs = ", ".join(f"{run['best_epoch']} of {run['epochs']}" for run in runs)
         lines.append([label, *cells, seconds, epochs])
-    if {"none", "promax"} <= groups.keys():
+    for framework in [name for name in groups if "none" in groups and name != "none"]:
         gains = []
         for column in COLUMNS:
-            base, ours = (mean(run[column] for run in groups[name]) for name in ("none", "promax"))
+            base, ours = (mean(run[column] for run in groups[name]) for name in ("none", framework))
             gains.append(f"{100 * (ours / base - 1):+.1f} %" if base > 0 else "-")
-        lines.append(["change", *gains, "", ""])
+        lines.append(["change" if len(groups) == 2 else f"change, {framework}", *gains, "", ""])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = []
     for line in lines:

@@ -12,25 +12,35 @@ import torch
 
 from prorec_fast.data import Dataset
 from prorec_fast.data.loading import SYNTHETIC
-from prorec_fast.frameworks import PUBLISHED_WEIGHTS, Framework, Plain, get_preset
-from prorec_fast.models import MODELS, Recommender, build
+from prorec_fast.frameworks import PUBLISHED_SETTINGS, Framework, Plain, get_preset
+from prorec_fast.models import MODELS, Discriminative, Recommender, build
 from prorec_fast.train import RunError
 from prorec_fast.train.run_folder import CONFIG, read_json
 
-# the presets' 4096 would leave the built-in set 5 steps an epoch, too few for a patience counted in epochs
-SYNTHETIC_BATCH = 512
+# the presets' batches would leave the built-in set few steps an epoch, too few for a patience counted in epochs
+SYNTHETIC_BATCH = {"interactions": 512, "users": 128}
 # what a resumed run may be given anew; the place of the data only as long as its content is the same
 MAY_CHANGE = ("data", "epochs", "patience", "device", "cuda_graph")
-_PROMAX_OPTIONS = ("sdr_weight", "s2dr_weight", "temperature", "teacher_temperature", "whitening", "warmup_epochs")
+# a framework's own options; `temperature` is one of two
+FRAMEWORK_OPTIONS = {
+    "promax": ("sdr_weight", "s2dr_weight", "temperature", "teacher_temperature", "whitening", "warmup_epochs"),
+    "proex": (
+        "num_profiles", "num_environments", "alpha", "variance_weight", "align_weight", "regularization_weight",
+        "regularization", "mixing", "temperature",
+    ),
+}  # fmt: skip
+_OPTIONS_OF_FRAMEWORKS = tuple(dict.fromkeys(name for names in FRAMEWORK_OPTIONS.values() for name in names))
+# a command line's name of an argument that some models take
+MODEL_OPTIONS = {"dim": "dim", "layers": "num_layers", "init_scale": "init_scale"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything `prorec-fast train` was asked for; None is left to the preset."""
+    """Everything `prorec-fast train` was asked for; None is left to the preset, or to the model."""
 
     data: str = SYNTHETIC
     model: str = "lightgcn"
-    framework: str = "both"
+    framework: list[str] | None = None
     preset: str = "released"
     seeds: list[int] = field(default_factory=lambda: [0])
     device: str | None = None
@@ -43,29 +53,41 @@ class Settings:
     layers: int | None = None
     lr: float | None = None
     init_scale: float | None = None
-    promax: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def frameworks(self) -> tuple[str, ...]:
-        return ("none", "promax") if self.framework == "both" else (self.framework,)
+        """In the order given, each once; "both" is the base and ProMax."""
+        chosen = self.framework
+        if chosen is None:
+            chosen = ["both"] if issubclass(MODELS[self.model], Discriminative) else ["none", "proex"]
+        names = (name for one in chosen for name in (("none", "promax") if one == "both" else (one,)))
+        return tuple(dict.fromkeys(names))
 
     def chosen(self, name: str) -> Any:
         """The option called `name`, from the preset where it was not given."""
-        value = getattr(self, name)
-        if name == "batch_size" and value is None and self.data == SYNTHETIC:
-            return SYNTHETIC_BATCH
-        return getattr(get_preset(self.preset), name) if value is None else value
+        value, preset = getattr(self, name), get_preset(self.preset)
+        if value is not None:
+            return value
+        if name == "batch_size":
+            trains_on = MODELS[self.model].trains_on
+            if self.data == SYNTHETIC:
+                return SYNTHETIC_BATCH[trains_on]
+            return preset.batch_size if trains_on == "interactions" else preset.user_batch_size
+        return getattr(preset, name)
 
     def build_model(self, data: Dataset, seed: int) -> Recommender:
-        preset = get_preset(self.preset)
-        options: dict[str, Any] = {"dim": self.chosen("dim"), "init_scale": self.init_scale or 1.0}
-        options |= {"num_layers": self.layers or preset.num_layers, "combine": preset.combine}
-        taken = signature(MODELS[self.model]).parameters
-        return build(self.model, data, seed=seed, **{name: options[name] for name in options if name in taken})
+        given = {argument: getattr(self, option) for option, argument in MODEL_OPTIONS.items()}
+        options = {argument: value for argument, value in given.items() if value is not None}
+        if self.model == "lightgcn":
+            options["combine"] = get_preset(self.preset).combine
+        return build(self.model, data, seed=seed, **options)
 
     def build_framework(self, name: str, data: Dataset) -> Framework:
-        promax = replace(get_preset(self.preset).promax, **{**PUBLISHED_WEIGHTS.get(data.name, {}), **self.promax})
-        return promax if name == "promax" else Plain()
+        if name == "none":
+            return Plain()
+        own = {option: value for option, value in self.options.items() if option in FRAMEWORK_OPTIONS[name]}
+        return replace(getattr(get_preset(self.preset), name), **PUBLISHED_SETTINGS[name].get(data.name, {}), **own)
 
     def training(self) -> dict[str, Any]:
         """The keyword arguments of `fit` that do not depend on the seed."""
@@ -94,27 +116,41 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     given = {
         option.name: getattr(arguments, option.name)
         for option in fields(Settings)
-        if option.name != "promax" and getattr(arguments, option.name) is not None
+        if option.name != "options" and getattr(arguments, option.name) is not None
     }
-    promax = {name: getattr(arguments, name) for name in _PROMAX_OPTIONS if getattr(arguments, name) is not None}
+    options = {
+        name: getattr(arguments, name) for name in _OPTIONS_OF_FRAMEWORKS if getattr(arguments, name) is not None
+    }
     if arguments.resume:
-        own = {**asdict(settings), **settings.promax}
-        for name, value in (given | promax).items():
+        own = {**asdict(settings), **settings.options}
+        for name, value in (given | options).items():
             if name not in MAY_CHANGE and value != own.get(name):
-                option = "--" + {"seeds": "seed"}.get(name, name).replace("_", "-")
-                raise RunError(f"{option}: differs from the run in {arguments.out}; leave it out to resume that run")
-    settings = replace(settings, **given, promax={**settings.promax, **promax})
-    taken = signature(MODELS[settings.model]).parameters
-    if settings.layers is not None and "num_layers" not in taken:
-        raise ValueError(f"--layers: {settings.model} has no layers")
-    if settings.init_scale is not None and "init_scale" not in taken:
-        raise ValueError(f"--init-scale: {settings.model} has no embedding tables")
-    if settings.promax and settings.framework == "none":
-        name = next(iter(settings.promax)).replace("_", "-")
-        raise ValueError(f"--{name}: has no effect with --framework none")
+                raise RunError(
+                    f"{_option(name)}: differs from the run in {arguments.out}; leave it out to resume that run"
+                )
+    settings = replace(settings, **given, options={**settings.options, **options})
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    """Refuse options that would have no effect, and what does not fit together."""
+    model = MODELS[settings.model]
+    taken = signature(model).parameters
+    for option, argument in MODEL_OPTIONS.items():
+        if getattr(settings, option) is not None and argument not in taken:
+            raise ValueError(f"{_option(option)}: has no effect with --model {settings.model}")
+    if "promax" in settings.frameworks and not issubclass(model, Discriminative):
+        raise ValueError(f"--framework: {settings.model} generates, and ProMax is not for such; try none proex")
+    for option in settings.options:
+        if not any(option in FRAMEWORK_OPTIONS.get(name, ()) for name in settings.frameworks):
+            raise ValueError(f"{_option(option)}: has no effect with --framework {' '.join(settings.frameworks)}")
     if len(set(settings.seeds)) != len(settings.seeds):
         raise ValueError(f"--seed: {settings.seeds} repeats a seed")
-    return settings
+
+
+def _option(name: str) -> str:
+    return "--" + {"seeds": "seed"}.get(name, name).replace("_", "-")
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -1,11 +1,12 @@
-"""Training objectives around a model: its own loss (`"none"`) and ProMax."""
+"""Training objectives around a model: its own loss (`"none"`), ProMax and ProEx."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .base import OWN_STATE, Framework, Objective, Plain
-from .presets import PAPER, PRESETS, PUBLISHED_WEIGHTS, RELEASED, Preset, get_preset
+from .presets import PAPER, PRESETS, PUBLISHED_SETTINGS, RELEASED, Preset, get_preset
+from .proex import ProEx
 from .promax import ProMax
 
 __all__ = [
@@ -13,18 +14,19 @@ __all__ = [
     "OWN_STATE",
     "PAPER",
     "PRESETS",
-    "PUBLISHED_WEIGHTS",
+    "PUBLISHED_SETTINGS",
     "RELEASED",
     "Framework",
     "Objective",
     "Plain",
     "Preset",
+    "ProEx",
     "ProMax",
     "build",
     "get_preset",
 ]
 
-FRAMEWORKS: dict[str, type[Framework]] = {framework.name: framework for framework in (Plain, ProMax)}
+FRAMEWORKS: dict[str, type[Framework]] = {framework.name: framework for framework in (Plain, ProMax, ProEx)}
 
 
 def build(name: str, **options: Any) -> Framework:

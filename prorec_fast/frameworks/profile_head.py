@@ -1,0 +1,121 @@
+"""The MLP that brings frozen profile vectors to a model's width, on the rows that a batch needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu_, linear
+
+_SLOPE = 0.01  # of the leaky ReLU below zero
+# Rows whose input and hidden layer are worked on at a time. They then stay in cache between one product and the next,
+# and cost no page faults: at this size the whole costs what its matrix products do.
+_CHUNK = 2048
+
+
+class ProfileTables:
+    """K frozen tables [rows, t] of profile vectors, and the memory that a batch's pass through the head needs.
+
+    The memory is kept from step to step: it is the largest of a step, and fresh memory is slow on a CPU.
+    """
+
+    def __init__(self, tables: Sequence[Tensor], device: torch.device) -> None:
+        self.tables = [table.to(device) for table in tables]
+        self.num_rows, self.width = self.tables[0].shape
+        self._hidden = self.tables[0].new_empty(0, 0)
+        self._input = self.tables[0].new_empty(_CHUNK, self.width)
+        self._grad = self.tables[0].new_empty(0, 0)
+        self.passes = 0  # forward passes so far: the hidden layer is that of the last one
+
+    def hidden(self, rows: int, width: int) -> Tensor:
+        """[rows, width] to keep until the backward pass."""
+        if self._hidden.size(0) < rows or self._hidden.size(1) != width:
+            self._hidden = self._input.new_empty(rows, width)
+            self._grad = self._input.new_empty(_CHUNK, width)
+        return self._hidden[:rows]
+
+    def chunks(self, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """(where, rows): the profiles of the nodes `index` [R], all of the first table, then of the second, ..., as
+        chunks [C, t] of the K R rows. A chunk lasts until the next."""
+        for k, table in enumerate(self.tables):
+            for start in range(0, index.size(0), _CHUNK):
+                part = index[start : start + _CHUNK]
+                rows = torch.index_select(table, 0, part, out=self._input[: part.size(0)])
+                first = k * index.size(0) + start
+                yield slice(first, first + part.size(0)), rows
+
+    def grad_hidden(self, rows: int) -> Tensor:
+        """[rows, width of the hidden layer] to work in."""
+        return self._grad[:rows]
+
+
+class ProfileHead(nn.Module):
+    """t -> (t + width) / 2 -> width with a leaky ReLU between (ProEx, arXiv 2512.00679, 2.3.2).
+
+    Args:
+        profile_width: t.
+        width: of what comes out.
+        seed: of the Xavier-uniform weights; the biases start at 0. The generator is its own.
+    """
+
+    def __init__(self, profile_width: int, width: int, *, seed: int, device: torch.device) -> None:
+        super().__init__()
+        hidden = (profile_width + width) // 2
+        generator = torch.Generator("cpu").manual_seed(seed)
+
+        def layer(rows: int, cols: int) -> tuple[nn.Parameter, nn.Parameter]:
+            weight = nn.init.xavier_uniform_(torch.empty(rows, cols, device="cpu"), generator=generator)
+            return nn.Parameter(weight.to(device)), nn.Parameter(torch.zeros(rows, device=device))
+
+        self.weight_in, self.bias_in = layer(hidden, profile_width)
+        self.weight_out, self.bias_out = layer(width, hidden)
+
+    def forward(self, profiles: ProfileTables, index: Tensor) -> Tensor:
+        """[K, R, width] from the profiles of the nodes `index` [R]. Before its backward pass, no other forward pass may
+        use the same `profiles`."""
+        out = _HeadFunction.apply(profiles, index, self.weight_in, self.bias_in, self.weight_out, self.bias_out)
+        return out.view(len(profiles.tables), index.size(0), -1)
+
+    @torch.no_grad()
+    def mean(self, profiles: ProfileTables) -> Tensor:
+        """[rows, width]: every node's mean over its profiles. The last layer is linear, so it comes after the mean."""
+        out = self.weight_out.new_empty(profiles.num_rows, self.weight_out.size(0))
+        for start in range(0, profiles.num_rows, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            hidden = sum(leaky_relu_(linear(t[part], self.weight_in, self.bias_in), _SLOPE) for t in profiles.tables)
+            torch.addmm(self.bias_out, hidden / len(profiles.tables), self.weight_out.T, out=out[part])
+        return out
+
+
+class _HeadFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, profiles: ProfileTables, index: Tensor, weight_in, bias_in, weight_out, bias_out) -> Tensor:
+        rows = len(profiles.tables) * index.size(0)
+        hidden, out = profiles.hidden(rows, bias_in.size(0)), weight_out.new_empty(rows, bias_out.size(0))
+        for at, x in profiles.chunks(index):
+            leaky_relu_(torch.addmm(bias_in, x, weight_in.T, out=hidden[at]), _SLOPE)
+            torch.addmm(bias_out, hidden[at], weight_out.T, out=out[at])
+        profiles.passes += 1
+        ctx.profiles, ctx.passes, ctx.hidden = profiles, profiles.passes, hidden
+        ctx.save_for_backward(index, weight_in, weight_out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out: Tensor):
+        if ctx.passes != ctx.profiles.passes:
+            raise RuntimeError(
+                "ProfileHead: another forward pass over the same profiles came before this backward pass"
+            )
+        index, weight_in, weight_out = ctx.saved_tensors
+        grad_weight_in, grad_weight_out = torch.zeros_like(weight_in), torch.zeros_like(weight_out)
+        grad_bias_in = weight_in.new_zeros(weight_in.size(0))
+        for at, x in ctx.profiles.chunks(index):
+            grad, hidden = ctx.profiles.grad_hidden(x.size(0)), ctx.hidden[at]
+            torch.mm(grad_out[at], weight_out, out=grad)
+            torch.ops.aten.leaky_relu_backward.grad_input(grad, hidden, _SLOPE, True, grad_input=grad)
+            grad_weight_out.addmm_(grad_out[at].T, hidden)
+            grad_weight_in.addmm_(grad.T, x)
+            grad_bias_in += grad.sum(0)
+        return None, None, grad_weight_in, grad_bias_in, grad_weight_out, grad_out.sum(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -130,9 +131,18 @@ def test_cli_train_names_derived_profiles(tmp_path, capsys):
         (["train", "--lr", "nan"], "--lr: want a finite number above 0"),
         (["train", "--lr", "x"], "--lr: want a finite number above 0"),
         (["train", "--sdr-weight", "-1"], "want a finite number of at least 0"),
-        (["train", "--model", "mf", "--layers", "2"], "--layers: mf has no layers"),
-        (["train", "--model", "cvga", "--init-scale", "2"], "--init-scale: cvga has no embedding tables"),
+        (["train", "--model", "mf", "--layers", "2"], "--layers: has no effect with --model mf"),
         (["train", "--framework", "none", "--s2dr-weight", "1"], "--s2dr-weight: has no effect"),
+        (
+            ["train", "--framework", "none", "promax", "--alpha", "1"],
+            "--alpha: has no effect",
+        ),
+        (
+            ["train", "--framework", "proex", "--whitening", "joint"],
+            "--whitening: has no effect",
+        ),
+        (["train", "--model", "cvga", "--init-scale", "2"], "--init-scale: has no effect with --model cvga"),
+        (["train", "--model", "mult_vae", "--framework", "both"], "mult_vae generates, and ProMax is not for such"),
         (["train", "--seed", "1", "1"], "repeats a seed"),
         (["train", "--device", "abacus"], "no device is called"),
         (["train", "--device", "xpu:9"], "--device: xpu:9 is not available here; try cpu"),
@@ -322,23 +332,31 @@ def test_cli_interrupt_leaves_a_run_that_resumes(folder, tmp_path):
 def test_cli_help_names_the_real_defaults(capsys):
     from prorec_fast.cli.settings import SYNTHETIC_BATCH
     from prorec_fast.frameworks import RELEASED
+    from prorec_fast.models import LightGCN
 
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    promax = RELEASED.promax
-    assert f"default: {RELEASED.batch_size}; {SYNTHETIC_BATCH} for the built-in set" in text
+    promax, proex = RELEASED.promax, RELEASED.proex
+    interactions, users = (SYNTHETIC_BATCH[kind] for kind in ("interactions", "users"))
+    assert f"default: {RELEASED.batch_size}; {interactions} for the built-in set" in text
+    assert f"or users ({RELEASED.user_batch_size}; {users})" in text
     for option, value in (
         ("--epochs", RELEASED.epochs),
         ("--patience", RELEASED.patience),
         ("--eval-every", RELEASED.eval_every),
-        ("--dim", RELEASED.dim),
-        ("--layers", RELEASED.num_layers),
+        ("--layers", inspect.signature(LightGCN).parameters["num_layers"].default),
         ("--lr", RELEASED.lr),
         ("--temperature", promax.temperature),
         ("--teacher-temperature", promax.teacher_temperature),
         ("--whitening", promax.whitening),
         ("--warmup-epochs", promax.warmup_epochs),
+        ("--num-profiles", proex.num_profiles),
+        ("--num-environments", proex.num_environments),
+        ("--alpha", proex.alpha),
+        ("--variance-weight", f"{proex.variance_weight:g}"),
+        ("--regularization-weight", proex.regularization_weight),
+        ("--regularization", proex.regularization),
     ):
         described = text.rsplit(f"{option} ", 1)[1].split(")", 1)[0]
-        assert described.endswith(f"(default: {value}"), (option, described)
+        assert f"(default: {value}" in described, (option, described)

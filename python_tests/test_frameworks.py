@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,17 @@ from torch.nn.functional import logsigmoid, normalize
 from training_data import tiny
 
 from prorec_fast.data import load
-from prorec_fast.frameworks import FRAMEWORKS, PAPER, PRESETS, PUBLISHED_SETTINGS, RELEASED, Plain, ProMax, get_preset
+from prorec_fast.frameworks import (
+    FRAMEWORKS,
+    PAPER,
+    PRESETS,
+    PUBLISHED_SETTINGS,
+    RELEASED,
+    Plain,
+    ProEx,
+    ProMax,
+    get_preset,
+)
 from prorec_fast.frameworks.promax import whitened_profiles
 from prorec_fast.models import MF, LightGCN
 
@@ -155,13 +166,17 @@ def test_frameworks_joint_whitening_keeps_users_and_items_in_one_space():
 
 
 def test_frameworks_presets():
-    assert set(PRESETS) == {"released", "paper"} and set(FRAMEWORKS) == {"none", "promax"}
+    assert set(PRESETS) == {"released", "paper"} and set(FRAMEWORKS) == {"none", "proex", "promax"}
     assert (RELEASED.combine, RELEASED.promax.sdr_eps, RELEASED.promax.weight_range) == ("sum", 1e-8, (0.1, 1.0))
     assert (PAPER.combine, PAPER.promax.sdr_eps, PAPER.promax.contrast_eps) == ("mean", 0.0, 0.0)
     assert PAPER.promax.weight_range == (0.0, 1.0)
     assert ProMax() == RELEASED.promax
     assert ProMax.preset("paper", sdr_weight=2.0).sdr_weight == 2.0
-    assert PUBLISHED_SETTINGS["amazon_book"] == {"sdr_weight": 1.5, "s2dr_weight": 0.05}
+    assert ProEx() == RELEASED.proex and ProEx.preset("paper", alpha=0.5) == replace(PAPER.proex, alpha=0.5)
+    assert (RELEASED.proex.regularization, RELEASED.proex.variance_weight) == ("uniformity", 10.0)
+    assert (PAPER.proex.regularization, PAPER.proex.variance_weight) == ("contrast", 1.0)
+    assert PUBLISHED_SETTINGS["proex"]["yelp"] == {"num_environments": 3}
+    assert PUBLISHED_SETTINGS["promax"]["amazon_book"] == {"sdr_weight": 1.5, "s2dr_weight": 0.05}
     with pytest.raises(ValueError, match="preset: want one of released, paper"):
         get_preset("other")
 

@@ -75,7 +75,7 @@ class ProfileHead(nn.Module):
         """[K, R, width] from the profiles of the nodes `index` [R]. Before its backward pass, no other forward pass may
         use the same `profiles`."""
         out = _HeadFunction.apply(profiles, index, self.weight_in, self.bias_in, self.weight_out, self.bias_out)
-        return out.view(len(profiles.tables), index.size(0), -1)
+        return out.view(len(profiles.tables), index.size(0), self.bias_out.size(0))
 
     @torch.no_grad()
     def mean(self, profiles: ProfileTables) -> Tensor:

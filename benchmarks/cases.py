@@ -33,6 +33,7 @@ class Case:
         least_tolerance: where the precision's own is too narrow.
         definition: the provider that gives the truth, in float64; by default the first.
         cpu: whether it is timed on a CPU too.
+        rounds: fewer than others, where a provider takes long.
         small: whether the inputs fit in a GPU's L2, so that it matters what is there.
     """
 
@@ -46,6 +47,7 @@ class Case:
     least_tolerance: float = 0.0
     definition: str | None = None
     cpu: bool = True
+    rounds: int | None = None
     small: bool = True
 
 
@@ -61,6 +63,11 @@ CASES: dict[str, Case] = {
     "ProMax step": Case("bench_step", precisions=("float32", "tf32")),
     "Mult-VAE step": Case("bench_mult_vae", setting={"batch": 1024}, precisions=("float32", "tf32")),
     # Where two scores differ by a rounding, either may come first.
+    "profile MLP": Case("bench_proex", "head_providers"),
+    "profile MLP and its products": Case("bench_proex", "products_providers", agree=False),
+    "batch uniformity, 8 blocks": Case("bench_proex", "uniformity_providers"),
+    "ProEx step": Case("bench_proex", "step_providers", rounds=5),
+    "ProEx evaluation": Case("bench_proex", "evaluation_providers", least_tolerance=1e-3, rounds=3),
     "full-ranking evaluation": Case(
         "bench_ranking_metrics", "evaluation_providers", precisions=EVERY_PRECISION, least_tolerance=1e-3
     ),
@@ -138,7 +145,7 @@ def measure(name: str, at: Setting, clock: WallClock | DeviceClock, rounds: int)
         for mode in clock.modes:
             runs, unfit = clock.runs(mode, found)
             runs, others = (runs, {}) if runs is found else _those_that_work(runs, accept)
-            times = time_providers(runs, clock, mode, rounds)
+            times = time_providers(runs, clock, mode, min(rounds, case.rounds or rounds))
             modes[mode] = {provider: {**summary(t), **rate(summary(t)["median_ms"])} for provider, t in times.items()}
             skipped |= {f"{provider} [{mode}]": why for provider, why in (unfit | others).items()}
         extra = {provider: clock.extra_memory(run) for provider, run in found.items()}

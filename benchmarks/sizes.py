@@ -53,6 +53,9 @@ class Setting:
     enriched_edges: int = 144_663
     test_users: int = 9860
     test_edges: int = 40_106
+    profile_width: int = 1536
+    num_profiles: int = 4
+    num_environments: int = 4
     skew: float = 1.5
     device: str = "cpu"
     precision: str = "float32"
@@ -96,7 +99,7 @@ class Setting:
 AMAZON_BOOK = Setting()
 TINY = replace(
     AMAZON_BOOK, num_users=60, num_items=50, dim=8, batch=32, distinct_users=20, distinct_items=18, train_edges=300,
-    enriched_edges=360, test_users=40, test_edges=90,
+    enriched_edges=360, test_users=40, test_edges=90, profile_width=24,
 )  # fmt: skip
 
 

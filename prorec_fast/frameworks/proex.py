@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from prorec_fast import _native
 from prorec_fast._checks import one_of, positive_int, positive_number
@@ -20,6 +21,7 @@ from .profile_head import ProfileHead, ProfileTables
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
+    from prorec_fast.graph import BipartiteGraph
     from prorec_fast.models import Recommender
 
 REGULARIZATIONS = ("uniformity", "contrast")
@@ -274,7 +276,6 @@ class _GenerativeProEx(_ProExObjective):
         return self.model.decoded(self.model.posterior(users).mean + shift)
 
 
-def mean_of_items(graph: Any, items: Tensor) -> Tensor:
+def mean_of_items(graph: BipartiteGraph, items: Tensor) -> Tensor:
     """[num_users, t]: the mean of each user's items' rows of `items` [num_items, t]; 0 for a user without items."""
-    total = torch.sparse.mm(graph.to_sparse_csr(), items)
-    return total / graph.user_degree.clamp_min(1)[:, None]
+    return embedding_bag(graph.user_indices.long(), items, graph.user_indptr[:-1], mode="mean")

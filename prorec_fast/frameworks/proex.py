@@ -14,7 +14,7 @@ from prorec_fast import _native
 from prorec_fast._checks import one_of, positive_int, positive_number
 from prorec_fast.models import Discriminative, Generative
 from prorec_fast.models.discriminative import rows_of
-from prorec_fast.models.generative import LOG_VARIANCE_RANGE, Gaussian
+from prorec_fast.models.generative import Gaussian
 
 from .base import Framework, Objective, with_decay
 from .profile_head import ProfileHead, ProfileTables
@@ -250,10 +250,10 @@ class _GenerativeProEx(_ProExObjective):
         from prorec_fast.losses import gaussian_kl, mix_environments, profile_contrast
 
         config, posterior = self.config, self.model.posterior(users)
-        means, logvars = self.head(self.profiles[0], users).chunk(2, dim=2)
+        means, logvars = Gaussian.from_parameters(self.head(self.profiles[0], users))
         theta = self._environments()
         mixed = mix_environments(means, theta)
-        mixed_logvar = mix_environments(logvars.clamp(*LOG_VARIANCE_RANGE).exp(), theta).log()
+        mixed_logvar = mix_environments(logvars.exp(), theta).log()
         losses = []
         for mean, logvar in zip(mixed, mixed_logvar, strict=True):
             shifted = Gaussian(posterior.mean + mean, posterior.logvar + logvar)

@@ -7,7 +7,7 @@ import math
 import sys
 from typing import NoReturn
 
-MODELS = ("cvga", "gccf", "lightgcn", "mf", "mult_vae", "simgcl")
+MODELS = ("cvga", "gccf", "l_diffrec", "lightgcn", "mf", "mult_vae", "simgcl")
 FRAMEWORKS = ("none", "promax", "proex", "both")
 PRESETS = ("released", "paper")
 

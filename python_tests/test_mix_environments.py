@@ -77,6 +77,16 @@ def test_mix_environments_properties():
     assert losses.mix_environments(largest, torch.full((1, 1), 2.0)).isinf().all()
 
 
+def test_mix_environments_rounds_as_torch_does():
+    generator = torch.Generator().manual_seed(0)
+    profiles = torch.randint(-255, 256, (4, 3000), generator=generator).bfloat16()  # sums of ten bits: many ties
+    weights = torch.randint(-1, 3, (5, 4), generator=generator).float()
+    want = losses.mix_environments(profiles.float(), weights).bfloat16()
+    assert torch.equal(losses.mix_environments(profiles, weights), want)
+    weights[0] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # a NaN next to 0 if it were rounded
+    assert losses.mix_environments(profiles, weights)[0].isnan().all()
+
+
 def test_mix_environments_is_the_same_on_any_number_of_threads():
     profiles, weights = inputs((4, 3000, 33), 4)
     threads = torch.get_num_threads()
@@ -141,4 +151,4 @@ def test_mix_environments_rejects(change, message):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_mix_environments_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference", "any_strides", "properties")
+    rerun_at(level, __file__, "matches_reference", "any_strides", "properties", "rounds")

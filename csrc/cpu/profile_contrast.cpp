@@ -50,7 +50,7 @@ PRF_INLINE void score(const ProfileContrastArgs& a, int64_t row0, int64_t rows, 
 // e^x for x <= 0.
 PRF_INLINE Vec exp_below(Vec x) { return exp2_bounded_above(x * kLog2e); }
 
-// The losses of the kLanes rows at `r`; leaves top and slope.
+// The losses of the kLanes rows at `r`; leaves top and slope. Lanes that stand for no row take what is there.
 PRF_INLINE Vec losses(const ProfileContrastArgs& a, int64_t r, const Scratch& s) {
   const int64_t K = a.profiles.count;
   Vec loss{};
@@ -133,7 +133,6 @@ void profile_contrast(const ProfileContrastArgs& a) {
                     take(per_row), take(per_row),     take(K),       pointers + slot * K};
     for (int64_t block = task * kBlocks; block < blocks && block < (task + 1) * kBlocks; ++block) {
       const int64_t row0 = block * kRows, rows = a.batch - row0 < kRows ? a.batch - row0 : kRows;
-      if (rows < kRows) std::memset(s.pairs, 0, sizeof(float) * K * per_row);  // lanes that stand for no row
       score(a, row0, rows, s);
       float loss[kRows], factor[kRows] = {};
       for (int64_t r = 0; r < kRows; r += kLanes) store(loss + r, losses(a, r, s));

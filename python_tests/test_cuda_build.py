@@ -37,7 +37,12 @@ REGISTERS = {
 }
 
 # The bytes that a build for some architecture keeps in memory because those registers are taken; others keep none.
-STACK = {"propagate_layer_kernel": 24, "propagate_pack_kernel": 16, "ranking_metrics_rows_kernel": 8}
+STACK = {
+    "environment_bpr_kernel": 24,
+    "propagate_layer_kernel": 24,
+    "propagate_pack_kernel": 16,
+    "ranking_metrics_rows_kernel": 8,
+}
 
 
 @pytest.fixture(scope="module")

@@ -141,6 +141,7 @@ def test_cli_train_names_derived_profiles(tmp_path, capsys):
             ["train", "--framework", "proex", "--whitening", "joint"],
             "--whitening: has no effect",
         ),
+        (["train", "--contrast-weight", "1"], "--contrast-weight: has no effect with --model lightgcn"),
         (["train", "--model", "cvga", "--init-scale", "2"], "--init-scale: has no effect with --model cvga"),
         (["train", "--model", "mult_vae", "--framework", "both"], "mult_vae generates, and ProMax is not for such"),
         (["train", "--seed", "1", "1"], "repeats a seed"),
@@ -332,7 +333,7 @@ def test_cli_interrupt_leaves_a_run_that_resumes(folder, tmp_path):
 def test_cli_help_names_the_real_defaults(capsys):
     from prorec_fast.cli.settings import SYNTHETIC_BATCH
     from prorec_fast.frameworks import RELEASED
-    from prorec_fast.models import LightGCN
+    from prorec_fast.models import LightGCN, SimGCL
 
     with pytest.raises(SystemExit):
         main(["train", "--help"])
@@ -347,6 +348,7 @@ def test_cli_help_names_the_real_defaults(capsys):
         ("--eval-every", RELEASED.eval_every),
         ("--layers", inspect.signature(LightGCN).parameters["num_layers"].default),
         ("--lr", RELEASED.lr),
+        ("--contrast-weight", inspect.signature(SimGCL).parameters["contrast_weight"].default),
         ("--temperature", promax.temperature),
         ("--teacher-temperature", promax.teacher_temperature),
         ("--whitening", promax.whitening),

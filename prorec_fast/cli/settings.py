@@ -31,7 +31,9 @@ FRAMEWORK_OPTIONS = {
 }  # fmt: skip
 _OPTIONS_OF_FRAMEWORKS = tuple(dict.fromkeys(name for names in FRAMEWORK_OPTIONS.values() for name in names))
 # a command line's name of an argument that some models take
-MODEL_OPTIONS = {"dim": "dim", "layers": "num_layers", "init_scale": "init_scale"}
+MODEL_OPTIONS = {
+    "dim": "dim", "layers": "num_layers", "init_scale": "init_scale", "contrast_weight": "contrast_weight",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Settings:
     layers: int | None = None
     lr: float | None = None
     init_scale: float | None = None
+    contrast_weight: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property

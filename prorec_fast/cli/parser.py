@@ -147,7 +147,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     add("--lr", type=_positive, metavar="X", help="Adam's learning rate (default: 0.001)")
     add("--init-scale", type=_positive, metavar="X", help="factor on the initial embeddings (default: 1)")
-    add("--contrast-weight", type=_weight, metavar="X", help="weight of simgcl's contrast of noisy views (default: 0.2)")
+    add("--contrast-weight", type=_weight, metavar="X", help="of simgcl's noisy views (default: 0.2)")
     add("--seed", "--seeds", dest="seeds", type=_count, nargs="+", metavar="N", help="one seed or several (default: 0)")
     add("--device", metavar="D", help="cpu, cuda, ...; default: cuda where there is one")
     add(

@@ -353,3 +353,9 @@ def test_proex_rejects(change, message):
 def test_proex_rejects_a_share_above_one(data):
     with pytest.raises(ValueError, match="align_weight: want at most 1"):
         ProEx(align_weight=1.5).bind(Exact(data), data)
+
+
+def test_proex_rejects_profiles_of_several_widths(data):
+    further = [(data.user_profiles[:, :5], data.item_profiles[:, :5])]
+    with pytest.raises(ValueError, match=r"profiles of \[12, 5\] columns"):
+        ProEx(num_profiles=2).bind(Exact(data), replace(data, further_profiles=further))

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu_, linear
 
+from prorec_fast import _native
+
 _SLOPE = 0.01  # of the leaky ReLU below zero
 # Rows whose input and hidden layer are worked on at a time. They then stay in cache between one product and the next,
 # and cost no page faults: at this size the whole costs what its matrix products do.
 _CHUNK = 2048
+_DEVICE_CHUNK = 1 << 15  # on a device, where a product wants many rows and each costs a launch
 
 
 class ProfileTables:
@@ -23,24 +26,27 @@ class ProfileTables:
     def __init__(self, tables: Sequence[Tensor], device: torch.device) -> None:
         self.tables = [table.to(device) for table in tables]
         self.num_rows, self.width = self.tables[0].shape
-        self._hidden = self.tables[0].new_empty(0, 0)
-        self._input = self.tables[0].new_empty(_CHUNK, self.width)
-        self._grad = self.tables[0].new_empty(0, 0)
+        self._chunk = _DEVICE_CHUNK if _native.on_cuda(self.tables[0]) else _CHUNK
+        self._input = self.tables[0].new_empty(self._chunk, self.width)
+        self._hidden = self._grad = self._input[:0, :0]
+        self._outgrown: list[Tensor] = []  # what a captured step may still use
         self.passes = 0  # forward passes so far: the hidden layer is that of the last one
 
     def hidden(self, rows: int, width: int) -> Tensor:
         """[rows, width] to keep until the backward pass."""
         if self._hidden.size(0) < rows or self._hidden.size(1) != width:
+            if _native.on_cuda(self._hidden):
+                self._outgrown += [self._hidden, self._grad]
             self._hidden = self._input.new_empty(rows, width)
-            self._grad = self._input.new_empty(_CHUNK, width)
+            self._grad = self._input.new_empty(self._chunk, width)
         return self._hidden[:rows]
 
     def chunks(self, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """(where, rows): the profiles of the nodes `index` [R], all of the first table, then of the second, ..., as
         chunks [C, t] of the K R rows. A chunk lasts until the next."""
         for k, table in enumerate(self.tables):
-            for start in range(0, index.size(0), _CHUNK):
-                part = index[start : start + _CHUNK]
+            for start in range(0, index.size(0), self._chunk):
+                part = index[start : start + self._chunk]
                 rows = torch.index_select(table, 0, part, out=self._input[: part.size(0)])
                 first = k * index.size(0) + start
                 yield slice(first, first + part.size(0)), rows

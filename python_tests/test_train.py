@@ -18,7 +18,7 @@ from processes import HERE
 from training_data import tiny, write_tiny
 
 from prorec_fast.data import Interactions, load
-from prorec_fast.frameworks import Framework, Objective, Plain, ProMax
+from prorec_fast.frameworks import Framework, Objective, Plain, ProEx, ProMax
 from prorec_fast.models import MF, LightGCN
 from prorec_fast.train import RunError, TrainingError, evaluate, fit, read_weights
 
@@ -66,7 +66,7 @@ def test_train_same_seed_same_result(data, framework):
 
 
 @pytest.mark.parametrize("change", ["dtype", "device"])
-@pytest.mark.parametrize("framework", [Plain(), ProMax()], ids=["none", "promax"])
+@pytest.mark.parametrize("framework", [Plain(), ProMax(), ProEx()], ids=["none", "promax", "proex"])
 def test_train_does_not_depend_on_torch_defaults(tmp_path, framework, change):
     settings = {**QUICK, "epochs": 1}
     folder = write_tiny(tmp_path / "plain", profiles=False)  # so that they are derived under the changed default too
@@ -83,7 +83,8 @@ def test_train_does_not_depend_on_torch_defaults(tmp_path, framework, change):
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
-    assert all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
+    for parameter in changed.objective.all_parameters():
+        assert parameter.dtype == torch.float32 and parameter.device.type == "cpu"
     assert same(usual, changed)
 
 

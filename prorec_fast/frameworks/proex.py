@@ -120,7 +120,7 @@ class _ProExObjective(Objective):
         self.notes = {"profiles": provenance}
         self.profiles = [ProfileTables(tables, device) for tables in self._inputs(*profiles)]
         self.head = ProfileHead(self.profiles[0].width, width, seed=model.seed, device=device)
-        self.alpha = torch.full((config.num_profiles,), float(config.alpha), device=device)
+        self.alpha = torch.full((config.num_profiles,), float(config.alpha), dtype=torch.float32, device=device)
         self.reg = model.weight_decay if config.reg is None else config.reg
 
     @abstractmethod

@@ -71,8 +71,9 @@ class ProfileHead(nn.Module):
         generator = torch.Generator("cpu").manual_seed(seed)
 
         def layer(rows: int, cols: int) -> tuple[nn.Parameter, nn.Parameter]:
-            weight = nn.init.xavier_uniform_(torch.empty(rows, cols, device="cpu"), generator=generator)
-            return nn.Parameter(weight.to(device)), nn.Parameter(torch.zeros(rows, device=device))
+            weight = torch.empty(rows, cols, dtype=torch.float32, device="cpu")
+            nn.init.xavier_uniform_(weight, generator=generator)
+            return nn.Parameter(weight.to(device)), nn.Parameter(weight.new_zeros(rows, device=device))
 
         self.weight_in, self.bias_in = layer(hidden, profile_width)
         self.weight_out, self.bias_out = layer(width, hidden)

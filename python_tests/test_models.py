@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 
 import pytest
@@ -208,3 +209,14 @@ def test_models_move_with_their_graph(data):
     got = model.to("cuda").representation()[0]
     assert got.is_cuda
     torch.testing.assert_close(got.cpu(), want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_once_trained_rank_the_same_every_time(data, name):
+    """Nothing is dropped out any more, and a copy by pickle is the same model."""
+    run = fit(MODELS[name](data, dim=8), data, epochs=2, batch_size=64)
+    assert not run.objective.training and not run.objective.model.training
+    first = run.objective.representation()
+    for ranker in (run.objective, pickle.loads(pickle.dumps(run.objective)).model):
+        for table, again in zip(first, ranker.representation(), strict=True):
+            assert torch.equal(table, again)

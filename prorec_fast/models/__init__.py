@@ -33,7 +33,6 @@ __all__ = [
     "build",
 ]
 
-_ALL = (LightGCN, LRGCCF, SimGCL, MF, MultVAE, CVGA, LDiffRec)
 MODELS: dict[str, type[Recommender]] = {
     model.name: model for model in (LightGCN, LRGCCF, SimGCL, MF, MultVAE, CVGA, LDiffRec)
 }

@@ -91,7 +91,7 @@ class LDiffRec(VariationalAutoencoder):
         self.clusters: Tensor  # int64 [num_items]
         self.register_buffer("clusters", item_clusters(data, num_clusters, seed=seed))
         self.bags = self._bags()
-        self.register_load_state_dict_post_hook(lambda model, _: setattr(model, "bags", model._bags()))
+        self.register_load_state_dict_post_hook(_renew_bags)
         self.reset_parameters()
 
     def _bags(self) -> BipartiteGraph:
@@ -157,6 +157,11 @@ class LDiffRec(VariationalAutoencoder):
         super()._apply(fn, recurse)
         self.bags = self.bags.to(self.device)
         return self
+
+
+def _renew_bags(model: LDiffRec, _: object) -> None:
+    """After other clusters were loaded. (A lambda would keep the model from being pickled.)"""
+    model.bags = model._bags()
 
 
 def item_clusters(data: Dataset, num_clusters: int, *, seed: int) -> Tensor:

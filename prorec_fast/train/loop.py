@@ -46,7 +46,8 @@ class Run:
         notes: what the result rests on beside the settings, in words.
         checkpoint: the file with the best weights; None for a run without a folder.
         config: every setting, as written to the run folder.
-        objective: the trained model with what the framework adds to it; it ranks by `objective.representation()`.
+        objective: the trained model with what the framework adds to it, in evaluation mode; it ranks by
+            `objective.representation()`.
     """
 
     test: dict[str, float]
@@ -87,9 +88,9 @@ def fit(
     """Train `model` in place with Adam, stop early on validation recall@20, and test the best weights.
 
     An epoch visits every training interaction once in random order, each with one fresh uniform negative, or, for a
-    generative model, every user with training interactions. All its
-    randomness comes from (`seed`, epoch): the same seed gives the same result, also across an interruption, and the
-    caller's generators are left as they were. (The initial weights are the model's own `seed`.)
+    generative model, every user with training interactions. All its randomness comes from (`seed`, epoch): the same
+    seed gives the same result, also across an interruption, and the caller's generators are left as they were. (The
+    initial weights are the model's own `seed`.) The model is left in evaluation mode: nothing is dropped out any more.
 
     Args:
         framework: the objective; None means the model's own loss.
@@ -156,6 +157,7 @@ def fit(
                 on_epoch(record)
 
     objective.load_all_state(trainer.best)
+    objective.eval()
     run = Run(
         test=Evaluator(data, "test", target)(objective),
         valid=progress.history[progress.best_epoch - 1]["valid"],
@@ -228,7 +230,7 @@ class _Trainer:
         self.best: dict[str, Tensor] = {}
 
     def train_epoch(self) -> dict[str, Any]:
-        """One pass over the training interactions; returns the epoch's record, already part of the history."""
+        """One pass over what the model trains on; returns the epoch's record, already part of the history."""
         start, epoch = time.perf_counter(), self.progress.epoch
         self.visit_all(epoch)
         means = self.step.means()

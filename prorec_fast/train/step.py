@@ -109,7 +109,7 @@ class TrainingStep:
             self._totals.zero_()
 
     def run(self, batch: Tensor) -> None:
-        """Trains on `batch`: int64 [3, B], users over positives over negatives."""
+        """Trains on `batch`: int64 [3, B], users over positives over negatives, or [1, B], users alone."""
         self._steps += 1
         if self._graphs is None or self._phase is None:
             self._step(batch)

@@ -142,6 +142,11 @@ def test_cli_train_names_derived_profiles(tmp_path, capsys):
             "--whitening: has no effect",
         ),
         (["train", "--contrast-weight", "1"], "--contrast-weight: has no effect with --model lightgcn"),
+        (["train", "--framework", "proex", "--no-mixing", "--alpha", "1"], "--alpha: has no effect with --no-mixing"),
+        (
+            ["train", "--framework", "proex", "--regularization-weight", "0", "--regularization", "contrast"],
+            "--regularization: has no effect with --regularization-weight 0",
+        ),
         (["train", "--model", "cvga", "--init-scale", "2"], "--init-scale: has no effect with --model cvga"),
         (["train", "--model", "mult_vae", "--framework", "both"], "mult_vae generates, and ProMax is not for such"),
         (["train", "--seed", "1", "1"], "repeats a seed"),
@@ -248,6 +253,23 @@ def test_cli_evaluate_equals_the_stored_result(trained, capsys):
         assert all(row["test"][name] == stored[row["run"]][name] for name in row["test"])
     assert main(["evaluate", str(trained / "promax"), "--device", "cpu"]) == 0
     assert "recall@20" in capsys.readouterr().out
+
+
+def test_cli_results_of_every_framework_name_their_profiles(folder, tmp_path, capsys):
+    out = tmp_path / "r"
+    frameworks = ["--framework", "none", "promax", "proex", "--num-environments", "2"]
+    assert main(["train", "--data", str(folder), *QUICK, *frameworks, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "lightgcn + proex" in printed and "profiles (promax): profiles_tiny.npz (12-d)\n" in printed
+    assert "profiles (proex): 1 profile of the data set (profiles_tiny.npz (12-d)) and 3 facet profiles" in printed
+    notes = json.loads((out / "results.json").read_text())["notes"]
+    assert notes.keys() == {"profiles (promax)", "profiles (proex)", "enriched graph"}
+    assert main(["evaluate", str(out), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("equal to the stored result") == 3
+    assert f"profiles ({out / 'proex'}): 1 profile of the data set" in printed
+    assert main(["evaluate", str(out / "proex"), "--device", "cpu"]) == 0
+    assert "\nprofiles: 1 profile of the data set" in capsys.readouterr().out
 
 
 def test_cli_evaluate_notices_changes(folder, tmp_path, capsys):

@@ -14,6 +14,7 @@ from prorec_fast.models import build
 from prorec_fast.train import RunError, evaluate, read_weights
 from prorec_fast.train.run_folder import CONFIG, HISTORY, WEIGHTS, read_json
 
+from .report import merged_notes
 from .settings import pick_device
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
                 f"{name} {row['test'][name]:.4f}" for name in row["test"] if "recall" in name or "ndcg" in name
             )
             print(f"{row['run']}: {metrics} ({row['verdict']})")
+        for name, text in merged_notes(rows, "run").items():
+            print(f"{name}: {text}")
     return 1 if any(row["verdict"] == "differs from the stored result" for row in rows) else 0
 
 

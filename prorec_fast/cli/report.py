@@ -58,6 +58,21 @@ def result_row(framework: str, seed: int, folder: str, run: Any) -> dict[str, An
     return {"framework": framework, "seed": seed, **summary.pop("test"), **summary, "notes": run.notes, "run": folder}
 
 
+def merged_notes(rows: Sequence[Mapping[str, Any]], label: str) -> dict[str, str]:
+    """What the runs rest on, each note once; where runs differ in one, it is told apart by their `label`."""
+    texts: dict[str, dict[str, str]] = {}
+    for row in rows:
+        for name, text in row["notes"].items():
+            texts.setdefault(name, {})[row[label]] = text
+    found: dict[str, str] = {}
+    for name, by_run in texts.items():
+        if len(set(by_run.values())) == 1:
+            found[name] = next(iter(by_run.values()))
+        else:
+            found |= {f"{name} ({run})": text for run, text in by_run.items()}
+    return found
+
+
 def format_table(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The runs by framework: means over seeds, with their spread, and each framework's gain over the base."""
     groups: dict[str, list[Mapping[str, Any]]] = {}

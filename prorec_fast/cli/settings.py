@@ -29,6 +29,11 @@ FRAMEWORK_OPTIONS = {
         "regularization", "mixing", "temperature",
     ),
 }  # fmt: skip
+# an option that switches something off, how that is written, and the options that then have no effect
+IDLE_OPTIONS = {
+    ("mixing", False): ("--no-mixing", ("num_environments", "alpha", "variance_weight")),
+    ("regularization_weight", 0): ("--regularization-weight 0", ("regularization",)),
+}
 _OPTIONS_OF_FRAMEWORKS = tuple(dict.fromkeys(name for names in FRAMEWORK_OPTIONS.values() for name in names))
 # a command line's name of an argument that some models take
 MODEL_OPTIONS = {
@@ -148,6 +153,11 @@ def _check(settings: Settings) -> None:
     for option in settings.options:
         if not any(option in FRAMEWORK_OPTIONS.get(name, ()) for name in settings.frameworks):
             raise ValueError(f"{_option(option)}: has no effect with --framework {' '.join(settings.frameworks)}")
+    for (switch, value), (off, idle) in IDLE_OPTIONS.items():
+        if settings.options.get(switch) == value:
+            for option in idle:
+                if option in settings.options:
+                    raise ValueError(f"{_option(option)}: has no effect with {off}")
     if len(set(settings.seeds)) != len(settings.seeds):
         raise ValueError(f"--seed: {settings.seeds} repeats a seed")
 

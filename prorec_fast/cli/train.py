@@ -16,7 +16,7 @@ from prorec_fast.train import RunError, fit
 from prorec_fast.train.evaluation import Evaluator
 from prorec_fast.train.run_folder import CONFIG, RunFolder, read_json, write_json
 
-from .report import EpochProgress, format_table, result_row
+from .report import EpochProgress, format_table, merged_notes, result_row
 from .settings import Settings, pick_device, read_settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run_train(arguments: argparse.Namespace) -> int:
                 rows.append(_train_one(settings, data, device, framework, seed, out, resume=arguments.resume))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"continue with: prorec-fast train --resume --out {shlex.quote(str(out))}") from None
-    notes = {name: text for row in rows for name, text in row["notes"].items()}
+    notes = merged_notes(rows, "framework")
     result = {
         "data": data.name,
         "model": settings.model,

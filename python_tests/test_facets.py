@@ -180,10 +180,24 @@ def test_profiles_of_a_set_with_enough_are_its_own(data):
     assert [id(t) for t in items] == [id(data.item_profiles), id(further[0][1])]
     assert provenance == f"2 profiles of the data set: {data.provenance}"
     assert len(rich.profiles_for(3).users) == 3 and "facet" not in rich.profiles_for(3).provenance
-    users, _, provenance = rich.profiles_for(4)
-    assert users[0] is data.user_profiles and provenance.startswith("1 profile of the data set (")
+    users, items, provenance = rich.profiles_for(5)
+    assert [id(t) for t in users[:3]] == [id(data.user_profiles), id(further[0][0]), id(further[1][0])]
+    facets_of_two = data.profiles_for(3)
+    for got, want in ((users, facets_of_two.users), (items, facets_of_two.items)):
+        assert all(torch.equal(a, b) for a, b in zip(got[3:], want[1:], strict=True))
+    assert provenance.startswith("3 profiles of the data set (") and "and 2 facet profiles (" in provenance
     (only,), _, provenance = data.profiles_for(1)
     assert only is data.user_profiles and provenance == f"1 profile of the data set: {data.provenance}"
+
+
+def test_profiles_share_the_width_of_the_first(data):
+    """A folder may hold one text in two embeddings."""
+    wider = (torch.ones(data.num_users, 20), torch.ones(data.num_items, 20))
+    same = (data.user_profiles + 1, data.item_profiles + 1)
+    users, items, provenance = replace(data, further_profiles=(wider, same)).profiles_for(3)
+    assert users[1] is same[0] and items[1] is same[1]
+    assert all(table.shape[1] == 12 for table in users + items)
+    assert provenance.startswith("2 profiles of the data set (") and "1 facet profile (" in provenance
 
 
 def test_profiles_of_a_set_without_any(tmp_path):

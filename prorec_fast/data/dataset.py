@@ -216,10 +216,10 @@ class Dataset:
     def profiles_for(self, num_profiles: int, *, seed: int = 0) -> Profiles:
         """K = `num_profiles` profile vectors of every user and item: (users, items, provenance).
 
-        They are the first K of the data set where it has as many. Otherwise the first is the data set's own, or where
-        there is none its co-occurrence vector, and the other K - 1 are facets: centroids of spherical k-means of the
-        profile vectors of a user's training items, and of an item's training users, larger clusters first. A node with
-        fewer clusters than facets has them again; one without training interactions has its first profile K times.
+        They are the first K of the data set (of those as wide as its first one: one network is to take them all), or
+        where there are none, a co-occurrence vector. What is then wanting are facets: centroids of spherical k-means of
+        the first profile vectors of a user's training items, and of an item's training users, larger clusters first. A
+        node with fewer clusters than facets has them again; one without training interactions has its first profile.
 
         Args:
             seed: of the co-occurrence vectors; nothing else is drawn.

@@ -19,7 +19,7 @@ class Profiles(NamedTuple):
     """K profile tables of each side.
 
     Attributes:
-        users, items: K float32 tables, [num_users, t] and [num_items, t]; tables of one position share one width.
+        users, items: K float32 tables, [num_users, t] and [num_items, t], all of one width.
         provenance: where they came from, in words.
     """
 
@@ -31,27 +31,26 @@ class Profiles(NamedTuple):
 def profiles_for(data: Dataset, num_profiles: int, *, seed: int = 0) -> Profiles:
     """See `Dataset.profiles_for`."""
     positive_int("num_profiles", num_profiles)
-    pairs = data.profile_pairs
-    if len(pairs) >= num_profiles:
-        users, items = zip(*pairs[:num_profiles], strict=True)
-        provenance = f"{_counted(num_profiles, 'profile')} of the data set: {data.provenance}"
-        return Profiles(list(users), list(items), provenance)
-    if pairs:
-        provenance = f"1 profile of the data set ({data.provenance})"
+    own = data.profile_pairs
+    if own:
+        own = [pair for pair in own if pair[0].shape[1] == own[0][0].shape[1]][:num_profiles]
+        brought = f"{_counted(len(own), 'profile')} of the data set"
+        enough = len(own) == num_profiles
+        provenance = f"{brought}: {data.provenance}" if enough else f"{brought} ({data.provenance})"
     else:
-        data = data.with_cooccurrence_profiles(seed=seed)
-        provenance = data.provenance
-    if num_profiles == 1:
-        return Profiles([data.user_profiles], [data.item_profiles], provenance)
-    num_facets = num_profiles - 1
-    graph = data.train_graph
-    users = facets(data.user_profiles, data.item_profiles, graph.user_indptr, graph.user_indices, num_facets)
-    items = facets(data.item_profiles, data.user_profiles, graph.item_indptr, graph.item_indices, num_facets)
-    made = (
-        f"{_counted(num_facets, 'facet profile')} (k-means centroids of a user's training items' vectors and of an "
-        "item's readers'), made without a language model"
-    )
-    return Profiles([data.user_profiles, *users], [data.item_profiles, *items], f"{provenance} and {made}")
+        stand_in = data.with_cooccurrence_profiles(seed=seed)
+        own, provenance = stand_in.profile_pairs, stand_in.provenance
+    users, items = (list(tables) for tables in zip(*own, strict=True))
+    num_facets = num_profiles - len(own)
+    if num_facets:
+        (user, item), graph = own[0], data.train_graph
+        users += facets(user, item, graph.user_indptr, graph.user_indices, num_facets)
+        items += facets(item, user, graph.item_indptr, graph.item_indices, num_facets)
+        provenance += (
+            f" and {_counted(num_facets, 'facet profile')} (k-means centroids of a user's training items' vectors and "
+            "of an item's readers'), made without a language model"
+        )
+    return Profiles(users, items, provenance)
 
 
 def facets(

@@ -355,7 +355,7 @@ def test_proex_rejects_a_share_above_one(data):
         ProEx(align_weight=1.5).bind(Exact(data), data)
 
 
-def test_proex_rejects_profiles_of_several_widths(data):
+def test_proex_leaves_out_profiles_of_another_width(data):
     further = [(data.user_profiles[:, :5], data.item_profiles[:, :5])]
-    with pytest.raises(ValueError, match=r"profiles of \[12, 5\] columns"):
-        ProEx(num_profiles=2).bind(Exact(data), replace(data, further_profiles=further))
+    objective = ProEx(num_profiles=2).bind(Exact(data), replace(data, further_profiles=further))
+    assert objective.notes["profiles"] == data.profiles_for(2).provenance

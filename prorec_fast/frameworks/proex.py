@@ -98,7 +98,7 @@ class ProEx(Framework):
         """Take K profiles of every user and item, aggregated once per run for a generative model.
 
         Raises:
-            ValueError: profiles of several widths; align_weight above 1 for a generative model.
+            ValueError: align_weight above 1 for a generative model.
         """
         if isinstance(model, Discriminative):
             return _DiscriminativeProEx(self, model, data)
@@ -114,9 +114,6 @@ class _ProExObjective(Objective):
         super().__init__(model)
         self.config, device = config, model.device
         *profiles, provenance = data.profiles_for(config.num_profiles)
-        widths = [table.size(1) for table in profiles[0]]
-        if len(set(widths)) > 1:
-            raise ValueError(f"{data.name}: profiles of {widths} columns; ProEx's MLP wants as many in each")
         self.notes = {"profiles": provenance}
         self.profiles = [ProfileTables(tables, device) for tables in self._inputs(*profiles)]
         self.head = ProfileHead(self.profiles[0].width, width, seed=model.seed, device=device)

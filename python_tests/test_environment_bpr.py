@@ -185,6 +185,19 @@ def test_environment_bpr_beyond_the_kernel_runs_the_reference():
         check(*batch_of(*sizes))
 
 
+def test_environment_bpr_total_and_variance_may_be_scaled_in_place():
+    (*tables, _), triplets, weights = batch_of(9, 8, 5, 2, 3, 12)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        given = leaves(tables, dtype)
+        found = losses.environment_bpr(*given, triplets, weights)
+        total, variance = found.total.div_(4), found.variance.mul_(3)
+        (total + variance).backward()
+        grads.append([t.grad.double() for t in given])
+    for got, truth in zip(*grads, strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-6)
+
+
 def test_environment_bpr_refuses_a_second_derivative():
     (*tables, _), triplets, weights = batch_of(9, 8, 5, 2, 3, 12)
     tables[0].requires_grad_()

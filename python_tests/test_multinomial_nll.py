@@ -153,6 +153,16 @@ def test_multinomial_nll_differentiates_once_more_where_the_graph_is_kept():
         torch.autograd.grad(loss, tensors)
 
 
+def test_multinomial_nll_takes_a_batch_of_incoming_gradients():
+    tensors, found = leaves(decoder(20, 8, 30)), given(targets(20, 30))
+    several = torch.tensor([1.0, -3.0])
+    loss = losses.multinomial_nll(*tensors, found)
+    first = torch.autograd.grad(loss, tensors, retain_graph=True)
+    batched = torch.autograd.grad(loss, tensors, several, is_grads_batched=True)
+    for one, both in zip(first, batched, strict=True):
+        torch.testing.assert_close(both, torch.stack([one, -3 * one]))
+
+
 def test_multinomial_nll_hands_over_the_gradients_that_it_saved():
     """No table of the size of `weight` is made where one of that size is about to be freed."""
     tensors, found = leaves(decoder(20, 64, 4000)), given(targets(20, 4000))

@@ -110,10 +110,13 @@ def saved_arguments(ctx) -> list:
     return [next(saved) if tensor else a for a, tensor in zip(ctx.options, ctx.is_tensor, strict=True)]
 
 
-def _graph_is_kept() -> bool:
-    """In a backward pass: whether what was saved for it may be read once more. If not, it can be written over, which
-    for a decoder's weight is a table less. torch tells since 2.6, and its own compiler asks."""
-    return getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+def _scaled(saved: Sequence[Tensor], grad_out: Tensor) -> list[Tensor]:
+    """`saved` times grad_out, in its place where no other backward pass may read it: for a decoder's weight that is a
+    table less. torch tells since 2.6, and its own compiler asks. A batch of grad_out (`is_grads_batched`), which has no
+    memory of its own, makes a batch of products."""
+    graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+    copies = graph_is_kept or not torch._C._has_storage(grad_out)
+    return [g * grad_out if copies else g.mul_(grad_out) for g in saved]
 
 
 class _TotalFunction(torch.autograd.Function):
@@ -131,7 +134,7 @@ class _TotalFunction(torch.autograd.Function):
                 *arguments, coefficient = saved_arguments(ctx)
                 grads = ctx.op.launch(*arguments, coefficient=coefficient * grad_out.float())[1]
             else:
-                grads = [g * grad_out if _graph_is_kept() else g.mul_(grad_out) for g in ctx.saved_tensors]
+                grads = _scaled(ctx.saved_tensors, grad_out)
         return None, None, *_finished(ctx, grads)
 
 

@@ -13,6 +13,7 @@ from prorec_fast._checks import (
     float_tables,
     float_vector,
     index_range,
+    non_negative_number,
     same_device_and_dtype,
 )
 from prorec_fast.ops.common import refuse_second_derivative
@@ -90,9 +91,7 @@ def _check(user, item, user_profiles, item_profiles, weights, variance_weight, a
     for name, t in (("weights", weights), ("alignment", alignment)):
         if t is not None and t.device != user.device:
             raise ValueError(f"{name}: want a tensor on {user.device}, got {describe(t)}")
-    number = isinstance(variance_weight, int | float) and not isinstance(variance_weight, bool)
-    if not number or not 0 <= variance_weight < float("inf"):
-        raise ValueError(f"variance_weight: want a finite number of 0 or more, got {variance_weight!r}")
+    non_negative_number("variance_weight", variance_weight)
 
 
 def _columns(triplets: Tensor | Sequence[Tensor], user: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,12 +130,12 @@ def _fits(user: Tensor, item: Tensor, weights: Tensor) -> bool:
 
 
 class Results(NamedTuple):
-    """What the forward pass makes, float32: the results, and for the backward pass, which reads the losses too, the
-    sigmoids [B, E] and on a device the rows that triplets name (int32, [3, B])."""
+    """What the forward pass makes, float32: the results, and for the backward pass, which of those reads the losses
+    alone, the sigmoids [B, E] and on a device the rows that triplets name (int32, [3, B])."""
 
-    total: Tensor
+    total: Tensor | None
     losses: Tensor
-    variance: Tensor
+    variance: Tensor | None
     sigmoid: Tensor | None
     keys: Tensor | None
 
@@ -147,12 +146,14 @@ class _EnvironmentBprFunction(torch.autograd.Function):
         ctx.options = options
         ctx.set_materialize_grads(False)
         results = environment_bpr_fwd(Inputs(*inputs), *options)
-        ctx.save_for_backward(*inputs, *results)
+        # Not what is not read: the total may be divided in place by as many steps as add their gradients up.
+        ctx.save_for_backward(*inputs, results.losses, results.sigmoid, results.keys)
         return results[:3]
 
     @staticmethod
     def backward(ctx, *grads):
-        inputs, results = Inputs(*ctx.saved_tensors[:9]), Results(*ctx.saved_tensors[9:])
+        *inputs, losses, sigmoid, keys = ctx.saved_tensors
+        inputs, results = Inputs(*inputs), Results(None, losses, None, sigmoid, keys)
         needs = *ctx.needs_input_grad[1:5], ctx.needs_input_grad[-1]
         with torch.no_grad():
             found = environment_bpr_bwd(inputs, *ctx.options, results, grads, needs)

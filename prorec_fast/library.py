@@ -177,7 +177,9 @@ def environment_bpr_bwd(
     alignment: Tensor | None,
     variance_weight: float,
     unbiased: bool,
-    results: Sequence[Tensor],
+    losses: Tensor,
+    sigmoid: Tensor,
+    keys: Tensor,
     grad_total: Tensor | None,
     grad_losses: Tensor | None,
     grad_variance: Tensor | None,
@@ -185,7 +187,7 @@ def environment_bpr_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tables = user, item, user_profiles, item_profiles
     inputs = environment_bpr_op.Inputs(*tables, users, positives, negatives, weights, alignment)
-    results = environment_bpr_op.Results(*results)
+    results = environment_bpr_op.Results(None, losses, None, sigmoid, keys)
     grads = grad_total, grad_losses, grad_variance
     found = environment_bpr_op.environment_bpr_bwd(inputs, variance_weight, unbiased, results, grads, needs)
     return tuple(user.new_empty(0) if grad is None else grad for grad in found)
@@ -202,16 +204,16 @@ def _(user, item, user_profiles, item_profiles, users, positives, negatives, wei
 
 def _environment_bpr_setup(ctx, inputs, output):
     *tensors, ctx.variance_weight, ctx.unbiased = inputs
-    ctx.save_for_backward(*tensors, *output)
+    ctx.save_for_backward(*tensors, output[1], *output[3:])
     ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)
 
 
 def _environment_bpr_backward(ctx, *grads):
-    tensors, results = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
     needs = [*ctx.needs_input_grad[:4], ctx.needs_input_grad[8]]
+    *inputs, losses, sigmoid, keys = ctx.saved_tensors
     options = ctx.variance_weight, ctx.unbiased
-    found = environment_bpr_bwd(*tensors, *options, results, *grads[:3], needs)
+    found = environment_bpr_bwd(*inputs, *options, losses, sigmoid, keys, *grads[:3], needs)
     *tables, alignment = (grad if need else None for grad, need in zip(found, needs, strict=True))
     return *tables, *(None,) * 4, alignment, None, None
 

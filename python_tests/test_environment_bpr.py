@@ -217,7 +217,7 @@ def test_environment_bpr_compiles_and_registers():
 
     def loss(tensors, aligned):
         found = losses.environment_bpr(*tensors, triplets, weights, alignment=aligned, variance_weight=2.0)
-        return found.total + found.per_environment[1] + 3 * found.variance
+        return found.total.div_(2) + found.per_environment[1] + 3 * found.variance
 
     for aligned in (alignment, None):
         wanted = [*tables[:3], *([] if aligned is None else [aligned])]

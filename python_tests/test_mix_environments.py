@@ -66,7 +66,10 @@ def test_mix_environments_keeps_wider_weights():
 def test_mix_environments_properties():
     profiles, weights = inputs((4, 65, 24), 3)
     assert losses.mix_environments(profiles[:, :0], weights).shape == (3, 0, 24)
-    assert losses.mix_environments(profiles, weights[:0]).shape == (0, 65, 24)
+    none = losses.mix_environments(profiles.requires_grad_(), weights[:0])
+    assert none.shape == (0, 65, 24)
+    assert not torch.autograd.grad(none.sum(), profiles)[0].any()
+    profiles.requires_grad_(False)
     assert torch.equal(losses.mix_environments(profiles, torch.eye(4)), profiles)
     for special in (torch.nan, torch.inf):
         profiles[2, 7, 3] = special

@@ -47,8 +47,11 @@ def mix_environments_backward(
     mix: Callable[[Tensor, Tensor], Tensor], profiles: Tensor | None, weights: Tensor, grad_out: Tensor, needs
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients that are needed, the profiles' by `mix`; that of the weights alone looks at `profiles`."""
-    grad_profiles = mix(grad_out, weights.T) if needs[0] else None
-    grad_weights = None
+    grad_profiles = grad_weights = None
+    if needs[0] and not len(weights):  # of no mixtures there is none
+        grad_profiles = grad_out.new_zeros(weights.size(1), *grad_out.shape[1:])
+    elif needs[0]:
+        grad_profiles = mix(grad_out, weights.T)
     if needs[1]:
         grad_weights = (grad_out.flatten(1).float() @ profiles.flatten(1).float().T).to(weights.dtype)
     return grad_profiles, grad_weights

@@ -35,7 +35,8 @@ def test_environment_bpr_on_device_of_a_row_that_most_triplets_name(device):
     triplets[:, 0] = 4
     triplets[:, 1] = 5
     triplets[:, 2] %= 5
-    check(tensors, triplets, weights)
+    for count in (300, 33, 32):  # a warp finds 32 of a row's entries at a glance
+        check(tensors, triplets[:count], weights)
 
 
 def test_environment_bpr_on_device_when_warps_take_several_triplets(device, monkeypatch):

@@ -15,7 +15,7 @@ from prorec_fast import fit
 from prorec_fast.frameworks import ProEx, profile_head
 from prorec_fast.frameworks.proex import mean_of_items
 from prorec_fast.frameworks.profile_head import ProfileHead, ProfileTables
-from prorec_fast.models import MODELS, Discriminative, Generative, LightGCN, MultVAE
+from prorec_fast.models import MODELS, Discriminative, Generative, LightGCN, MultVAE, SimGCL
 from prorec_fast.models.generative import Gaussian
 from prorec_fast.train import evaluate
 
@@ -197,6 +197,17 @@ def test_proex_is_the_formula(data, batch, name):
     torch.testing.assert_close(terms["reg"], 0.01 * squares)
     assert ("variance" in terms) == bool(config.variance_weight)
     assert ("regularization" in terms) == bool(config.regularization_weight)
+
+
+def test_proex_keeps_a_models_auxiliary_terms(data, batch):
+    """In the order of the draws: the environments, then the two noisy views."""
+    model = SimGCL(data, dim=8, contrast_weight=0.3)
+    objective = ProEx().bind(model, data)
+    torch.manual_seed(4)
+    contrast = objective.terms(*batch)["contrast"]
+    torch.manual_seed(4)
+    objective._environments()
+    assert torch.equal(contrast, model.auxiliary_terms(*batch[:2])["contrast"])
 
 
 def test_proex_on_device_is_that_of_the_cpu(data, batch, simulated_device, monkeypatch):

@@ -197,3 +197,9 @@ def test_frameworks_presets():
 def test_frameworks_promax_rejects(field, value):
     with pytest.raises(ValueError, match=field):
         ProMax(**{field: value})
+
+
+def test_frameworks_plain_rejects():
+    for reg in (-1.0, float("nan"), "1"):
+        with pytest.raises(ValueError, match="reg: want a finite number of at least 0"):
+            Plain(reg=reg)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prorec_fast import _native
+from prorec_fast._checks import non_negative_number
 
 if TYPE_CHECKING:
     from prorec_fast.data import Dataset
@@ -133,6 +134,10 @@ class Plain(Framework):
 
     name: ClassVar[str] = "none"
     reg: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.reg is not None:
+            non_negative_number("reg", self.reg)
 
     def bind(self, model: Recommender, data: Dataset) -> Objective:
         return _PlainObjective(model, model.weight_decay if self.reg is None else self.reg)

@@ -351,6 +351,7 @@ def test_proex_resumes_where_it_was(data, tmp_path, make):
         ({"num_profiles": 0}, "num_profiles: want an integer of at least 1"),
         ({"num_environments": 2.5}, "num_environments: want an integer"),
         ({"alpha": 0.0}, "alpha: want a finite number above 0"),
+        ({"alpha": 0.001}, "alpha: want at least 0.01"),
         ({"variance_weight": -1}, "variance_weight: want a finite number of at least 0"),
         ({"align_weight": float("nan")}, "align_weight: want a finite number"),
         ({"regularization": "none"}, "regularization: want one of uniformity, contrast"),

@@ -229,7 +229,14 @@ class Dataset:
         """
         from .facets import profiles_for
 
-        return profiles_for(self, num_profiles, seed=seed)
+        if (num_profiles, seed) not in self._made_profiles:
+            self._made_profiles[num_profiles, seed] = profiles_for(self, num_profiles, seed=seed)
+        return self._made_profiles[num_profiles, seed]
+
+    @cached_property
+    def _made_profiles(self) -> dict[tuple[int, int], Profiles]:
+        """What `profiles_for` has given: k-means takes seconds, and each run of a comparison asks."""
+        return {}
 
     @cached_property
     def fingerprint(self) -> str:

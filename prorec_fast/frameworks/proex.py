@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from prorec_fast.models import Recommender
 
 REGULARIZATIONS = ("uniformity", "contrast")
+MIN_ALPHA = 0.01  # below, all K gamma variates of a Dirichlet draw may underflow, and a mixture be uniform instead of pure
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class ProEx(Framework):
         num_profiles: K. A data set with fewer profiles has facet profiles made (`Dataset.profiles_for`), and every
             result says so.
         num_environments: E.
-        alpha: of the symmetric Dirichlet distribution; the smaller, the closer an environment is to one profile.
+        alpha: of the symmetric Dirichlet distribution; the smaller, the closer an environment is to one profile. At
+            least 0.01.
         mixing: False leaves the environments out: one with the mean of all profiles stands in.
         variance_weight: lambda_3, the weight of the variance; 0 leaves it out.
         align_weight: of the alignment inside an environment: for a discriminative model of an InfoNCE loss (Eq. 13),
@@ -76,6 +78,8 @@ class ProEx(Framework):
         positive_int("num_profiles", self.num_profiles)
         positive_int("num_environments", self.num_environments)
         positive_number("alpha", self.alpha)
+        if self.alpha < MIN_ALPHA:
+            raise ValueError(f"alpha: want at least {MIN_ALPHA}, got {self.alpha!r}")
         positive_number("temperature", self.temperature)
         one_of("regularization", self.regularization, REGULARIZATIONS)
         for field in ("variance_weight", "align_weight", "regularization_weight", "contrast_eps", "reg"):

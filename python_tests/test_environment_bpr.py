@@ -93,6 +93,18 @@ def test_environment_bpr_of_strided_tables_and_separate_columns():
     check([*tables[:2], *(t[:1].expand(4, -1, -1) for t in tables[2:]), alignment], triplets, weights)
 
 
+def test_environment_bpr_of_an_alignment_and_a_gradient_without_memory_of_their_own():
+    (*tables, alignment), triplets, weights = batch_of(30, 20, 24, 4, 3, 65)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        *given, aligned = leaves([*tables, alignment[:1]], dtype)
+        found = losses.environment_bpr(*given, triplets, weights, alignment=aligned.expand(3))
+        grads = torch.autograd.grad(found.per_environment.sum(), (*given, aligned))  # of ones, all of them the same one
+        results.append([t.double() for t in (found.per_environment, *grads)])
+    for got, truth in zip(*results, strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-5, atol=1e-6)
+
+
 def test_environment_bpr_of_confident_scores():
     check(*batch_of(60, 50, 32, 4, 4, 129, scale=8.0))
     tensors, triplets, weights = batch_of(60, 50, 32, 4, 4, 129, scale=1e3)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prorec_fast._checks import positive_int
+
 from .errors import DataError
 
 if TYPE_CHECKING:
@@ -229,6 +231,7 @@ class Dataset:
         """
         from .facets import profiles_for
 
+        positive_int("num_profiles", num_profiles)  # before 2.0 finds what was made for 2
         if (num_profiles, seed) not in self._made_profiles:
             self._made_profiles[num_profiles, seed] = profiles_for(self, num_profiles, seed=seed)
         return self._made_profiles[num_profiles, seed]

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from prorec_fast._checks import positive_int
-
 from .kmeans import CHUNK_POINTS, kmeans
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ class Profiles(NamedTuple):
 
 def profiles_for(data: Dataset, num_profiles: int, *, seed: int = 0) -> Profiles:
     """See `Dataset.profiles_for`."""
-    positive_int("num_profiles", num_profiles)
     own = data.profile_pairs
     if own:
         own = [pair for pair in own if pair[0].shape[1] == own[0][0].shape[1]][:num_profiles]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prorec_fast.models import Recommender
 
 REGULARIZATIONS = ("uniformity", "contrast")
-MIN_ALPHA = 0.01  # below, all K gamma variates of a Dirichlet draw may underflow, and a mixture be uniform instead of pure
+MIN_ALPHA = 0.01  # below, all gamma variates of a Dirichlet draw may underflow, and the mixture come out uniform
 
 
 @dataclass(frozen=True)

@@ -319,9 +319,9 @@ def gaussian_kl(
 
     Args:
         mean, logvar: [B, d].
-        prior_mean, prior_logvar: [B, d], both or neither. Without them the first term stands alone, times beta: that of
-            a variational autoencoder whose beta is annealed.
-        beta: in [0, 1].
+        prior_mean, prior_logvar: [B, d], both or neither. Without them the first term stands alone, times beta.
+        beta: a Python number in [0, 1], which torch.compile and a CUDA graph hold fast. A weight that is annealed
+            belongs, as a tensor, outside.
         reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0.
 
     Raises:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_data import tiny, write_tiny
+from training_data import tiny, with_gaps, with_random_biases, write_tiny
 
-from prorec_fast.data import Interactions, load
+from prorec_fast.data import load
 from prorec_fast.models import CVGA, MultVAE, build
 from prorec_fast.models.generative import LOG_VARIANCE_RANGE, Gaussian
 from prorec_fast.train import evaluate, fit
@@ -22,27 +19,11 @@ names = pytest.mark.parametrize("name", AUTOENCODERS)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """With one user, and one item, that training knows nothing of."""
-    full = tiny(tmp_path_factory.mktemp("generative") / "tiny")
-    users, items = (t.numpy() for t in full.train.edges())
-    kept = (users != 7) & (items != 3)
-    degrees = np.bincount(users[kept], minlength=full.num_users)
-    train = Interactions(np.append(0, degrees.cumsum()).astype(np.int64), items[kept].astype(np.int32))
-    return replace(full, train=train)
+    return with_gaps(tiny(tmp_path_factory.mktemp("generative") / "tiny"))
 
 
 def make(name, data, **options):
     return build(name, data, **{**AUTOENCODERS[name], **options})
-
-
-def with_random_biases(model):
-    """So that a bias left out is seen."""
-    generator = torch.Generator().manual_seed(8)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.normal_(std=0.3, generator=generator)
-    return model
 
 
 def matrix(data):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import linear
-from training_data import tiny, write_tiny
+from training_data import tiny, with_gaps, with_random_biases, write_tiny
 
 from prorec_fast.data import Interactions, load
 from prorec_fast.models import LDiffRec, build
@@ -30,27 +30,11 @@ schedules = pytest.mark.parametrize("setting", SCHEDULES.values(), ids=SCHEDULES
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """With one user, and one item, that training knows nothing of."""
-    full = tiny(tmp_path_factory.mktemp("l_diffrec") / "tiny")
-    users, items = (t.numpy() for t in full.train.edges())
-    kept = (users != 7) & (items != 3)
-    degrees = np.bincount(users[kept], minlength=full.num_users)
-    train = Interactions(np.append(0, degrees.cumsum()).astype(np.int64), items[kept].astype(np.int32))
-    return replace(full, train=train)
+    return with_gaps(tiny(tmp_path_factory.mktemp("l_diffrec") / "tiny"))
 
 
 def make(data, **options) -> LDiffRec:
     return LDiffRec(data, **{**SMALL, **options})
-
-
-def with_random_biases(model):
-    """So that a bias left out is seen."""
-    generator = torch.Generator().manual_seed(8)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.normal_(std=0.3, generator=generator)
-    return model
 
 
 def variances(num_steps, scale, low, high):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from prorec_fast.data import Dataset, load
+from prorec_fast.data import Dataset, Interactions, load
 from prorec_fast.data.synthetic import SyntheticConfig, make_synthetic
 
 TINY = SyntheticConfig(
@@ -34,3 +36,22 @@ def write_tiny(folder: Path, *, profiles: bool = True) -> Path:
 
 def tiny(folder: Path, *, profiles: bool = True) -> Dataset:
     return load(write_tiny(folder, profiles=profiles))
+
+
+def with_gaps(full: Dataset) -> Dataset:
+    """With one user, and one item, that training knows nothing of."""
+    users, items = (t.numpy() for t in full.train.edges())
+    kept = (users != 7) & (items != 3)
+    degrees = np.bincount(users[kept], minlength=full.num_users)
+    train = Interactions(np.append(0, degrees.cumsum()).astype(np.int64), items[kept].astype(np.int32))
+    return replace(full, train=train)
+
+
+def with_random_biases(model):
+    """So that a bias left out is seen."""
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(std=0.3, generator=generator)
+    return model

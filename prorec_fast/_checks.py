@@ -13,7 +13,15 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def describe(value: object) -> str:
     """`value` in a few words for an error message."""
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
+        kind = str(value.dtype).removeprefix("torch.")
+        if value.layout != torch.strided:
+            kind = f"{str(value.layout).removeprefix('torch.')} {kind}"
+        article = "an" if kind[0] == "i" else "a"
+        return f"{article} {kind} tensor of shape {tuple(value.shape)} on {value.device}"
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {len(value)}"
     return f"{type(value).__name__} {value!r}"
 
 

@@ -289,7 +289,8 @@ def profile_contrast(
         temperature: above 0.
         shift: 1 / temperature by default, as Eq. 7 is printed. -1 / temperature makes it InfoNCE with unit rows, whose
             positive is the profile itself.
-        normalize: cosines in place of inner products.
+        normalize: cosines in place of inner products, whose exponentials may overflow for long rows. ProEx's
+            trainer takes cosines.
         reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0.
 
     Raises:
@@ -320,8 +321,8 @@ def gaussian_kl(
     Args:
         mean, logvar: [B, d].
         prior_mean, prior_logvar: [B, d], both or neither. Without them the first term stands alone, times beta.
-        beta: a Python number in [0, 1], which torch.compile and a CUDA graph hold fast. A weight that is annealed
-            belongs, as a tensor, outside.
+        beta: the share of the standard prior, a Python number in [0, 1], which torch.compile and a CUDA graph hold
+            fast. A weight that is annealed belongs, as a tensor, outside.
         reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0.
 
     Raises:

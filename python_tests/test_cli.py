@@ -261,7 +261,7 @@ def test_cli_results_of_every_framework_name_their_profiles(folder, tmp_path, ca
     assert main(["train", "--data", str(folder), *QUICK, *frameworks, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "lightgcn + proex" in printed and "profiles (promax): profiles_tiny.npz (12-d)\n" in printed
-    assert "profiles (proex): 1 profile of the data set (profiles_tiny.npz (12-d)) and 3 facet profiles" in printed
+    assert "profiles (proex): 1 profile of the data set (profiles_tiny.npz (12-d)); 3 facet profiles" in printed
     notes = json.loads((out / "results.json").read_text())["notes"]
     assert notes.keys() == {"profiles (promax)", "profiles (proex)", "enriched graph"}
     assert main(["evaluate", str(out), "--device", "cpu"]) == 0

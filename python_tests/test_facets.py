@@ -155,7 +155,7 @@ def test_profiles_of_a_set_with_one(data):
         assert all(table.dtype == torch.float32 for table in got)
         torch.testing.assert_close(torch.stack(got[1:]).double(), want, atol=1e-6, rtol=0)
     assert provenance == (
-        f"1 profile of the data set ({data.provenance}) and 3 facet profiles (k-means centroids of a user's training "
+        f"1 profile of the data set ({data.provenance}); 3 facet profiles (k-means centroids of a user's training "
         "items' vectors and of an item's readers'), made without a language model"
     )
     assert "1 facet profile (" in data.profiles_for(2).provenance
@@ -178,14 +178,14 @@ def test_profiles_of_a_set_with_enough_are_its_own(data):
     users, items, provenance = rich.profiles_for(2)
     assert [id(t) for t in users] == [id(data.user_profiles), id(further[0][0])]
     assert [id(t) for t in items] == [id(data.item_profiles), id(further[0][1])]
-    assert provenance == f"2 profiles of the data set: {data.provenance}"
+    assert provenance == f"2 of 3 profiles of the data set, the first that are 12-d: {data.provenance}"
     assert len(rich.profiles_for(3).users) == 3 and "facet" not in rich.profiles_for(3).provenance
     users, items, provenance = rich.profiles_for(5)
     assert [id(t) for t in users[:3]] == [id(data.user_profiles), id(further[0][0]), id(further[1][0])]
     facets_of_two = data.profiles_for(3)
     for got, want in ((users, facets_of_two.users), (items, facets_of_two.items)):
         assert all(torch.equal(a, b) for a, b in zip(got[3:], want[1:], strict=True))
-    assert provenance.startswith("3 profiles of the data set (") and "and 2 facet profiles (" in provenance
+    assert provenance.startswith("3 profiles of the data set (") and "; 2 facet profiles (" in provenance
     (only,), _, provenance = data.profiles_for(1)
     assert only is data.user_profiles and provenance == f"1 profile of the data set: {data.provenance}"
 
@@ -197,7 +197,8 @@ def test_profiles_share_the_width_of_the_first(data):
     users, items, provenance = replace(data, further_profiles=(wider, same)).profiles_for(3)
     assert users[1] is same[0] and items[1] is same[1]
     assert all(table.shape[1] == 12 for table in users + items)
-    assert provenance.startswith("2 profiles of the data set (") and "1 facet profile (" in provenance
+    assert provenance.startswith("2 of 3 profiles of the data set, the first that are 12-d (")
+    assert "; 1 facet profile (" in provenance
 
 
 def test_profiles_of_a_set_without_any(tmp_path):
@@ -205,7 +206,7 @@ def test_profiles_of_a_set_without_any(tmp_path):
     stand_in = bare.with_cooccurrence_profiles(seed=3)
     users, items, provenance = bare.profiles_for(3, seed=3)
     assert torch.equal(users[0], stand_in.user_profiles) and torch.equal(items[0], stand_in.item_profiles)
-    assert provenance.startswith(stand_in.provenance + " and 2 facet profiles (k-means")
+    assert provenance.startswith(stand_in.provenance + "; 2 facet profiles (k-means")
     assert [len(tables) for tables in bare.profiles_for(1)[:2]] == [1, 1]
     assert bare.profiles_for(1, seed=3).provenance == stand_in.provenance
 

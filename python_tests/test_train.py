@@ -19,7 +19,7 @@ from training_data import tiny, write_tiny
 
 from prorec_fast.data import Interactions, load
 from prorec_fast.frameworks import Framework, Objective, Plain, ProEx, ProMax
-from prorec_fast.models import MF, LightGCN
+from prorec_fast.models import CVGA, MF, Discriminative, LightGCN
 from prorec_fast.train import RunError, TrainingError, evaluate, fit, read_weights
 
 QUICK = {"epochs": 6, "batch_size": 128, "lr": 0.01, "eval_every": 2}
@@ -101,6 +101,24 @@ def test_train_test_metrics_are_the_plain_definition(data):
         if truth.size:
             recalls.append(np.isin(ranked[row].numpy(), truth).sum() / truth.size)
     assert run.test["recall@20"] == pytest.approx(np.mean(recalls), abs=1e-6)
+
+
+def test_train_takes_what_is_usual_for_the_model(data):
+    for make, size in ((MF, 4096), (CVGA, 1024)):
+        run = fit(make(data, dim=4), data, epochs=1)
+        assert run.config["training"]["batch_size"] == size
+    with pytest.raises(TypeError, match=r"framework: want an instance such as frameworks.ProEx\(\), got 'proex'"):
+        fit(MF(data, dim=4), data, "proex")
+
+
+def test_train_needs_no_more_than_a_representation(data, tmp_path):
+    class Mine(Discriminative):
+        def representation(self, graph=None):
+            return self.user_embedding, self.item_embedding
+
+    run = fit(Mine(data, dim=4), data, ProMax(), epochs=1, out=tmp_path / "run")
+    assert run.config["model"]["name"] == "mine"
+    assert set(read_weights(str(tmp_path / "run"))) == {"user_embedding", "item_embedding"}
 
 
 class Worsening(Objective):

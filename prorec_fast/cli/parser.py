@@ -191,7 +191,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--num-environments", type=_positive_int, metavar="E", help="mixtures of them a step (default: 4; 3 for yelp)"
     )
     proex.add_argument(
-        "--alpha", type=_positive, metavar="X", help="of the mixtures' Dirichlet distribution (default: 0.1)"
+        "--alpha", type=_positive, metavar="X", help="of the mixtures' distribution, at least 0.01 (default: 0.1)"
     )
     proex.add_argument(
         "--variance-weight", type=_weight, metavar="X", help="weight of the variance over environments (default: 10)"

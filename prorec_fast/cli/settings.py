@@ -81,7 +81,7 @@ class Settings:
             trains_on = MODELS[self.model].trains_on
             if self.data == SYNTHETIC:
                 return SYNTHETIC_BATCH[trains_on]
-            return preset.batch_size if trains_on == "interactions" else preset.user_batch_size
+            return preset.batch_size_for(trains_on)
         return getattr(preset, name)
 
     def build_model(self, data: Dataset, seed: int) -> Recommender:
@@ -149,7 +149,8 @@ def _check(settings: Settings) -> None:
         if getattr(settings, option) is not None and argument not in taken:
             raise ValueError(f"{_option(option)}: has no effect with --model {settings.model}")
     if "promax" in settings.frameworks and not issubclass(model, Discriminative):
-        raise ValueError(f"--framework: {settings.model} generates, and ProMax is not for such; try none proex")
+        advice = "try --framework none proex"
+        raise ValueError(f"--framework: {settings.model} generates, and ProMax is not for such; {advice}")
     for option in settings.options:
         if not any(option in FRAMEWORK_OPTIONS.get(name, ()) for name in settings.frameworks):
             raise ValueError(f"{_option(option)}: has no effect with --framework {' '.join(settings.frameworks)}")

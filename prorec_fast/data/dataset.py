@@ -227,7 +227,7 @@ class Dataset:
             seed: of the co-occurrence vectors; nothing else is drawn.
 
         Raises:
-            ValueError: no positive integer.
+            ValueError: num_profiles is not a positive integer.
         """
         from .facets import profiles_for
 

@@ -28,10 +28,14 @@ class Profiles(NamedTuple):
 
 def profiles_for(data: Dataset, num_profiles: int, *, seed: int = 0) -> Profiles:
     """See `Dataset.profiles_for`."""
-    own = data.profile_pairs
+    own = brings = data.profile_pairs
     if own:
-        own = [pair for pair in own if pair[0].shape[1] == own[0][0].shape[1]][:num_profiles]
-        brought = f"{_counted(len(own), 'profile')} of the data set"
+        width = own[0][0].shape[1]
+        own = [pair for pair in own if pair[0].shape[1] == width][:num_profiles]
+        if len(own) < len(brings):
+            brought = f"{len(own)} of {len(brings)} profiles of the data set, the first that are {width}-d"
+        else:
+            brought = f"{_counted(len(own), 'profile')} of the data set"
         enough = len(own) == num_profiles
         provenance = f"{brought}: {data.provenance}" if enough else f"{brought} ({data.provenance})"
     else:
@@ -44,7 +48,7 @@ def profiles_for(data: Dataset, num_profiles: int, *, seed: int = 0) -> Profiles
         users += facets(user, item, graph.user_indptr, graph.user_indices, num_facets)
         items += facets(item, user, graph.item_indptr, graph.item_indices, num_facets)
         provenance += (
-            f" and {_counted(num_facets, 'facet profile')} (k-means centroids of a user's training items' vectors and "
+            f"; {_counted(num_facets, 'facet profile')} (k-means centroids of a user's training items' vectors and "
             "of an item's readers'), made without a language model"
         )
     return Profiles(users, items, provenance)

@@ -30,6 +30,10 @@ class Preset:
     eval_every: int = 3
     patience: int = 20
 
+    def batch_size_for(self, trains_on: str) -> int:
+        """Of a model that trains on "interactions" or on "users"."""
+        return self.batch_size if trains_on == "interactions" else self.user_batch_size
+
 
 RELEASED = Preset(name="released", promax=ProMax(), proex=ProEx(), combine="sum")
 # The weights of ProEx's alignment and regularization are our choice: the paper searches them on every data set.

@@ -37,7 +37,7 @@ class Recommender(nn.Module, ABC):
             are in place of what changes, so that it may be replayed as a CUDA graph. A model says so itself.
     """
 
-    name: ClassVar[str]
+    name: str  # in a run's configuration; by default the class's, in lower case
     trains_on: ClassVar[str]
     weight_decay: ClassVar[float]
     capturable: ClassVar[bool] = False
@@ -45,6 +45,8 @@ class Recommender(nn.Module, ABC):
     def __init__(self, data: Dataset, dim: int, *, seed: int = 0) -> None:
         super().__init__()
         positive_int("dim", dim)
+        if not hasattr(self, "name"):
+            self.name = type(self).__name__.lower()
         self.num_users, self.num_items, self.dim, self.seed = data.num_users, data.num_items, dim, int(seed)
         self.train_graph: BipartiteGraph = data.train_graph
 
@@ -58,7 +60,9 @@ class Recommender(nn.Module, ABC):
 
     @abstractmethod
     def representation(self) -> tuple[Tensor, Tensor]:
-        """(users [num_users, w], items [num_items, w]): their inner products are the scores that rank items."""
+        """(users [num_users, w], items [num_items, w]): their inner products are the scores that rank items.
+
+        Those of the model alone: a framework may add to them, see `Objective.representation`."""
 
     @abstractmethod
     def loss_terms(self, *batch: Tensor) -> Mapping[str, Tensor]:

@@ -28,6 +28,9 @@ class Discriminative(Recommender):
         init_scale: factor on the Xavier-uniform tables. The gradient of a cosine goes as 1 / norm, so losses on
             cosines weigh less against BPR where the tables start larger.
         seed: of the initial tables.
+
+    Attributes:
+        user_embedding, item_embedding: parameters, [num_users, dim] and [num_items, dim].
     """
 
     trains_on = "interactions"

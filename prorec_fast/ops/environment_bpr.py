@@ -97,8 +97,10 @@ def _check(user, item, user_profiles, item_profiles, weights, variance_weight, a
 def _columns(triplets: Tensor | Sequence[Tensor], user: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The triplets' users, positives and negatives: [B] each, contiguous, seen to be rows of the tables."""
     if isinstance(triplets, Tensor):
-        if triplets.dtype != torch.int64 or triplets.dim() != 2 or triplets.size(1) != 3:
+        if triplets.dtype != torch.int64:
             raise TypeError(f"triplets: want an int64 tensor of shape [B, 3], got {describe(triplets)}")
+        if triplets.dim() != 2 or triplets.size(1) != 3:
+            raise ValueError(f"triplets: want an int64 tensor of shape [B, 3], got {describe(triplets)}")
         columns = triplets.t().contiguous().unbind(0)
     else:
         if not isinstance(triplets, tuple | list) or len(triplets) != 3:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prorec_fast.frameworks import Framework, Objective, Plain
+from prorec_fast.frameworks import RELEASED, Framework, Objective, Plain
 
 from .evaluation import Evaluator
 from .run_folder import WEIGHTS, Progress, RunFolder
@@ -74,7 +74,7 @@ def fit(
     framework: Framework | None = None,
     *,
     epochs: int = 1000,
-    batch_size: int = 4096,
+    batch_size: int | None = None,
     lr: float = 1e-3,
     patience: int = 20,
     eval_every: int = 3,
@@ -93,8 +93,11 @@ def fit(
     initial weights are the model's own `seed`.) The model is left in evaluation mode: nothing is dropped out any more.
 
     Args:
+        model, data: of the same users and items.
         framework: the objective; None means the model's own loss.
         epochs: at most so many.
+        batch_size: interactions a step, or users where the model trains on users; None means 4096 or 1024.
+        lr: Adam's learning rate.
         patience: stop after this many evaluations without a better validation recall@20.
         eval_every: epochs from one validation to the next; the last epoch is always validated.
         device: where to train; None means where the model is.
@@ -107,14 +110,18 @@ def fit(
         on_epoch: called after every epoch with its record (see `Run.history`).
 
     Raises:
+        TypeError: framework is not an instance of one.
         ValueError: a setting out of range, a model of other sizes than the data, a split that is empty.
         RunError: a run folder that cannot be used.
         TrainingError: the loss is not finite.
     """
+    batch_size = RELEASED.batch_size_for(model.trains_on) if batch_size is None else batch_size
     _check(model, data, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, eval_every=eval_every)
     if resume and out is None:
         raise ValueError("resume: needs out, the folder of the run to continue")
     framework = Plain() if framework is None else framework
+    if not isinstance(framework, Framework):
+        raise TypeError(f"framework: want an instance such as frameworks.ProEx(), got {framework!r}")
     if device is not None:
         model.to(device)
     target = model.device

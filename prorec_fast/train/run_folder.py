@@ -101,13 +101,13 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
     write_atomically(path, save(plain, metadata))
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The best weights of a run, as a state dictionary on the CPU.
 
     Raises:
         RunError: missing or damaged.
     """
-    return _read_tensors(folder / WEIGHTS)
+    return _read_tensors(Path(folder) / WEIGHTS)
 
 
 class RunFolder:

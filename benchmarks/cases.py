@@ -63,7 +63,8 @@ CASES: dict[str, Case] = {
     "ProMax step": Case("bench_step", precisions=("float32", "tf32")),
     "Mult-VAE step": Case("bench_mult_vae", setting={"batch": 1024}, precisions=("float32", "tf32")),
     # Where two scores differ by a rounding, either may come first.
-    "profile MLP": Case("bench_proex", "head_providers"),
+    # Where a hidden unit's input is a rounding away from 0, its slope is one or the other.
+    "profile MLP": Case("bench_proex", "head_providers", least_tolerance=2e-3, rounds=5),
     "profile MLP and its products": Case("bench_proex", "products_providers", agree=False),
     "batch uniformity, 8 blocks": Case("bench_proex", "uniformity_providers"),
     "ProEx step": Case("bench_proex", "step_providers", rounds=5),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from prorec_fast import _native
-from prorec_fast._checks import one_of, positive_int, positive_number
+from prorec_fast._checks import non_negative_number, one_of, positive_int, positive_number
 from prorec_fast.models import Discriminative, Generative
 from prorec_fast.models.discriminative import rows_of
 from prorec_fast.models.generative import Gaussian
@@ -84,8 +84,8 @@ class ProEx(Framework):
         one_of("regularization", self.regularization, REGULARIZATIONS)
         for field in ("variance_weight", "align_weight", "regularization_weight", "contrast_eps", "reg"):
             value = getattr(self, field)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ValueError(f"{field}: want a finite number of at least 0, got {value!r}")
+            if value is not None:
+                non_negative_number(field, value)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> ProEx:

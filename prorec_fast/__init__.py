@@ -13,7 +13,7 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-_SUBMODULES = ("data", "frameworks", "library", "losses", "models", "reference", "retrieval", "train")
+_SUBMODULES = ("data", "frameworks", "library", "losses", "models", "profiles", "reference", "retrieval", "train")
 _HOMES = {
     "BipartiteGraph": "graph",
     "propagate": "graph",

@@ -1,0 +1,24 @@
+"""Profiles: written by a language model from training interactions and reviews, embedded, looked at.
+
+Needs the extra `profiles` (openai); importing this module needs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+_HOMES = {
+    "ChatSettings": "settings",
+    "ServiceSettings": "settings",
+    "Prices": "pricing",
+    "Store": "store",
+    "ProfileError": "errors",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

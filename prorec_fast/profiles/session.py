@@ -1,0 +1,92 @@
+"""What both ways of asking share: the store, the money, and what became of each user or item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .errors import Malformed, NothingToSay, ProfileError, Rejected, Unanswered
+from .pricing import Prices, estimated_tokens
+from .requests import Answer, Chain, ChatRequest
+from .settings import ChatSettings, ServiceSettings
+from .store import Store
+
+Node = tuple[str, int]  # ("item" or "user", row)
+Start = Callable[[], Chain[Any]]
+
+_KINDS: tuple[tuple[type[ProfileError], str], ...] = (
+    (Malformed, "malformed"),
+    (Rejected, "rejected"),
+    (Unanswered, "unanswered"),
+    (NothingToSay, "nothing to say"),
+)
+
+
+class Outcome(Protocol):
+    """Is told what became of each node, once, as soon as it is known."""
+
+    def finished(self, node: Node, result: Any) -> None: ...
+    def failed(self, node: Node, kind: str, reason: str) -> None: ...
+    def paid(self) -> None: ...
+
+
+@dataclass
+class Session:
+    """One run's means.
+
+    Attributes:
+        budget: dollars for all that the store ever pays for; None: no bound.
+        stop: why nothing more is to be paid for; what is under way is still kept.
+    """
+
+    store: Store
+    chat: ChatSettings
+    service: ServiceSettings
+    outcome: Outcome
+    prices: Prices = field(default_factory=Prices.load)
+    budget: float | None = None
+    batch: bool = False
+    stop: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.prices.chat_cost(self.chat.model, 1, 1) is None:
+            raise ProfileError(f"budget: no price is known for {self.chat.model}; give one in a file of prices")
+
+    def stored(self, key: str) -> Answer | None:
+        """The answer that is paid for already."""
+        body = self.store.answer(key)
+        return None if body is None else Answer.from_body(key, body)
+
+    def lease(self, request: ChatRequest, key: str) -> bool:
+        """See `Store.lease`."""
+        most = self.prices.most_chat_cost(self.chat.model, request.prompt_chars, self.chat.max_tokens, batch=self.batch)
+        return self.store.lease(key, most or 0.0, self.budget)
+
+    def keep(self, request: ChatRequest, key: str, body: str) -> Answer:
+        """Store a completion that has come, then give it.
+
+        Raises:
+            ValueError: `body` is no completion; nothing is stored.
+        """
+        answer = Answer.from_body(key, body)
+        prompt, completion = answer.prompt_tokens, answer.completion_tokens
+        if prompt is None or completion is None:  # some servers do not say
+            prompt = estimated_tokens(request.prompt_chars)
+            completion = estimated_tokens(len(answer.content or ""))
+        self.store.save_answer(
+            key,
+            body,
+            model=self.chat.model,
+            prompt_chars=request.prompt_chars,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cost=self.prices.chat_cost(self.chat.model, prompt, completion, batch=self.batch),
+        )
+        self.outcome.paid()
+        return answer
+
+    def fail(self, node: Node, error: ProfileError) -> None:
+        """Note a failure that concerns one node alone."""
+        kind = next(name for kind, name in _KINDS if isinstance(error, kind))
+        self.outcome.failed(node, kind, self.service.redacted(error))

@@ -1,0 +1,105 @@
+"""What a language model is asked with, and how it is reached."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prorec_fast._checks import non_negative_number, one_of, positive_int, positive_number
+
+from .errors import ProfileError
+
+if TYPE_CHECKING:
+    import openai
+
+ANSWER_FORMATS = ("schema", "json")
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """All that shapes an answer beside the messages; part of the key that an answer is stored under.
+
+    Attributes:
+        model: the service's name of a chat model.
+        temperature: of its sampling; None leaves it to the service (some models take no other).
+        max_tokens: the longest answer; also what a budget reserves for one.
+        seed: of its sampling, where the service has such a thing.
+        answer_format: "schema" has the service hold answers to a JSON schema; "json", for servers that know none, puts
+            the schema into the prompt and asks for JSON.
+    """
+
+    model: str
+    temperature: float | None = 0.7
+    max_tokens: int = 2048
+    seed: int | None = None
+    answer_format: str = "schema"
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ProfileError("model: want the name of a chat model, got ''")
+        if self.temperature is not None:
+            non_negative_number("temperature", self.temperature)
+        positive_int("max_tokens", self.max_tokens)
+        one_of("answer_format", self.answer_format, ANSWER_FORMATS)
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """How to reach an OpenAI-compatible service. Nothing of it changes an answer, so no key depends on it.
+
+    Attributes:
+        base_url: of the service, with its version ("http://localhost:8000/v1"); None is OpenAI's, or $OPENAI_BASE_URL.
+        key_variable: the environment variable that has the key; there is no other way to give one. A service with a
+            base_url of its own is asked without a key where the variable is not set.
+        timeout: seconds that one attempt may take.
+        retries: further attempts after 408, 409, 429, 5xx, timeouts and dropped connections, after what Retry-After
+            asks for or exponential pauses.
+        concurrency: requests under way at once.
+    """
+
+    base_url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    retries: int = 5
+    concurrency: int = 16
+
+    def __post_init__(self) -> None:
+        positive_number("timeout", self.timeout)
+        positive_int("concurrency", self.concurrency)
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise ProfileError(f"retries: want an integer of at least 0, got {self.retries!r}")
+
+    @property
+    def api_key(self) -> str | None:
+        return os.environ.get(self.key_variable) or None
+
+    @property
+    def place(self) -> str:
+        """Where requests go, for messages."""
+        return self.base_url or os.environ.get("OPENAI_BASE_URL") or "the OpenAI API"
+
+    def client(self) -> openai.AsyncOpenAI:
+        """A client; to be closed by who asked for it.
+
+        Raises:
+            ProfileError: openai is not installed, or there is no key where one is needed.
+        """
+        try:
+            import openai
+        except ImportError as error:
+            raise ProfileError('openai is not installed; pip install "prorec-fast[profiles]"') from error
+        own_service = self.base_url or os.environ.get("OPENAI_BASE_URL")
+        if self.api_key is None and not own_service:
+            raise ProfileError(f"no key: set the environment variable {self.key_variable}, or give a base URL")
+        return openai.AsyncOpenAI(
+            api_key=self.api_key or "none",
+            base_url=self.base_url,
+            timeout=self.timeout,
+            max_retries=self.retries,
+        )
+
+    def redacted(self, text: object) -> str:
+        """`text` on one line, without the key, which services like to quote when they refuse it."""
+        line = " ".join(str(text).split())
+        return line if self.api_key is None else line.replace(self.api_key, "***")

@@ -1,0 +1,298 @@
+"""Every paid answer, in one SQLite file (WAL) that several processes may use at once.
+
+A process takes a lease on a key before it pays for it, so that no other pays for the same; the lease ends with the
+answer, by `release`, or with the process: each owner holds a lock on a file of its own, which the system lets go when
+the process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BudgetReached, ProfileError
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, body TEXT NOT NULL, prompt_chars INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, cost REAL, created REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE vectors (key TEXT PRIMARY KEY, model TEXT NOT NULL, vector BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, cost REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE totals (model TEXT PRIMARY KEY, answers INTEGER NOT NULL, prompt_chars INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, dollars REAL NOT NULL);
+CREATE TABLE profiles (run TEXT, side TEXT, row INTEGER, texts TEXT NOT NULL, lineage TEXT NOT NULL,
+    PRIMARY KEY (run, side, row)) WITHOUT ROWID;
+CREATE TABLE failures (run TEXT, side TEXT, row INTEGER, kind TEXT NOT NULL, reason TEXT NOT NULL,
+    round INTEGER NOT NULL, PRIMARY KEY (run, side, row)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a store has paid for, over all its models or one.
+
+    Attributes:
+        answers: completions, and calls for embeddings.
+        dollars: by the prices of the day; models without a price count as nothing.
+    """
+
+    answers: int = 0
+    prompt_chars: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dollars: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A user or item without a profile, and why.
+
+    Attributes:
+        kind: "malformed", "rejected", "unanswered" or "nothing to say".
+        round: how often it was begun anew at the user's wish.
+    """
+
+    kind: str
+    reason: str
+    round: int = 0
+
+
+class Store:
+    """The answers, vectors, finished profiles and failures in the file `path`, which is made where it is missing.
+
+    Its methods may be called from several threads, one at a time.
+
+    Raises:
+        ProfileError: the file cannot be opened or is no store.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        self._owner: tuple[str, int] | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            with self._transaction():
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    for statement in _SCHEMA.split(";\n"):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version={_VERSION}")
+        except (OSError, sqlite3.Error) as error:
+            raise ProfileError(f"{self.path}: cannot be used as a store ({error})") from error
+        if version not in (0, _VERSION):
+            raise ProfileError(f"{self.path}: a store of version {version}, this is for {_VERSION}")
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends this process's leases and closes the file."""
+        with self._lock:
+            if self._owner is not None:
+                name, descriptor = self._owner
+                self._db.execute("DELETE FROM leases WHERE owner = ?", (name,))
+                self._owner_file(name).unlink(missing_ok=True)
+                os.close(descriptor)
+                self._owner = None
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Alone among all processes: what is read inside is still true when it ends."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    # answers and vectors
+
+    def answer(self, key: str) -> str | None:
+        """The JSON text of the completion stored under `key`."""
+        rows = self._read("SELECT body FROM answers WHERE key = ?", key)
+        return rows[0][0] if rows else None
+
+    def save_answer(
+        self,
+        key: str,
+        body: str,
+        *,
+        model: str,
+        prompt_chars: int,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cost: float | None,
+    ) -> None:
+        """Keep a paid answer; on disk when this returns. The first one stays if there are two."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, model, body, prompt_chars, prompt_tokens, completion_tokens, cost, time.time()),
+            )
+            self._add_to_totals(model, 1, prompt_chars, prompt_tokens, completion_tokens, cost)
+            self._db.execute("DELETE FROM leases WHERE key = ?", (key,))
+
+    def vectors(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """The float32 vectors stored under those of `keys` that have one."""
+        found = {}
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            marks = ",".join("?" * len(part))
+            for key, blob in self._read(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", *part):
+                found[key] = np.frombuffer(blob, dtype="<f4")
+        return found
+
+    def save_vectors(
+        self,
+        vectors: Iterable[tuple[str, np.ndarray]],
+        *,
+        model: str,
+        chars: int = 0,
+        tokens: int = 0,
+        cost: float | None = None,
+    ) -> None:
+        """Keep the vectors that one call brought, and what the call cost."""
+        with self._transaction():
+            for key, vector in vectors:
+                blob = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+                self._db.execute("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", (key, model, blob))
+                self._db.execute("DELETE FROM leases WHERE key = ?", (key,))
+            self._add_to_totals(model, 1, chars, tokens, 0, cost)
+
+    def _add_to_totals(
+        self, model: str, answers: int, chars: int, prompt_tokens: int, completion_tokens: int, cost: float | None
+    ) -> None:
+        self._db.execute(
+            "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (model) DO UPDATE SET answers = answers"
+            " + excluded.answers, prompt_chars = prompt_chars + excluded.prompt_chars, prompt_tokens = prompt_tokens"
+            " + excluded.prompt_tokens, completion_tokens = completion_tokens + excluded.completion_tokens,"
+            " dollars = dollars + excluded.dollars",
+            (model, answers, chars, prompt_tokens, completion_tokens, cost or 0.0),
+        )
+
+    def spent(self, model: str | None = None) -> Spent:
+        """What all processes have paid for so far."""
+        where, values = ("", ()) if model is None else (" WHERE model = ?", (model,))
+        sums = "SUM(answers), SUM(prompt_chars), SUM(prompt_tokens), SUM(completion_tokens), SUM(dollars)"
+        row = self._read(f"SELECT {sums} FROM totals{where}", *values)[0]
+        return Spent(*row) if row[0] is not None else Spent()
+
+    # leases
+
+    def lease(self, key: str, cost: float = 0.0, budget: float | None = None) -> bool:
+        """Ask to pay for `key`. True: do so, and save or release it. False: another process is at it, or it is there.
+
+        Args:
+            cost: the most dollars that it may cost.
+            budget: dollars for all that this store ever pays for.
+
+        Raises:
+            BudgetReached: `cost` with what is spent and what is leased would exceed the budget.
+        """
+        owner = self._owner_name()
+        with self._transaction():
+            for table in ("answers", "vectors"):
+                if self._db.execute(f"SELECT 1 FROM {table} WHERE key = ?", (key,)).fetchone():
+                    return False
+            taken = self._db.execute("SELECT owner FROM leases WHERE key = ?", (key,)).fetchone()
+            if taken is not None and self._alive(taken[0]):
+                return False
+            if budget is not None and not self._affordable(cost, budget):
+                raise BudgetReached(f"the next request may cost ${cost:.4f}, more than is left of ${budget:g}")
+            self._db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (key, owner, cost))
+            return True
+
+    def release(self, key: str) -> None:
+        """End a lease without an answer."""
+        with self._transaction():
+            self._db.execute("DELETE FROM leases WHERE key = ?", (key,))
+
+    def _affordable(self, cost: float, budget: float) -> bool:
+        for (owner,) in self._db.execute("SELECT DISTINCT owner FROM leases").fetchall():
+            self._alive(owner)
+        leased = self._db.execute("SELECT COALESCE(SUM(cost), 0) FROM leases").fetchone()[0]
+        spent = self._db.execute("SELECT COALESCE(SUM(dollars), 0) FROM totals").fetchone()[0]
+        return spent + leased + cost <= budget
+
+    def _owner_file(self, name: str) -> Path:
+        return self.path.with_name(f"{self.path.name}-owner-{name}")
+
+    def _owner_name(self) -> str:
+        with self._lock:
+            if self._owner is None:
+                name = uuid.uuid4().hex
+                descriptor = os.open(self._owner_file(name), os.O_CREAT | os.O_RDWR, 0o600)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                self._owner = name, descriptor
+            return self._owner[0]
+
+    def _alive(self, name: str) -> bool:
+        """Whether the process that leases under `name` lives; what a dead one leased is free."""
+        if self._owner is not None and self._owner[0] == name:
+            return True
+        file = self._owner_file(name)
+        try:
+            descriptor = os.open(file, os.O_RDWR)
+        except FileNotFoundError:
+            descriptor = None
+        if descriptor is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return True
+            finally:
+                os.close(descriptor)
+        self._db.execute("DELETE FROM leases WHERE owner = ?", (name,))
+        file.unlink(missing_ok=True)
+        return False
+
+    # what came of a run
+
+    def save_profile(self, run: str, side: str, row: int, texts: Sequence[str], lineage: Mapping[str, Any]) -> None:
+        """Keep a finished profile, and forget that it failed before."""
+        with self._transaction():
+            values = (run, side, row, json.dumps(list(texts)), json.dumps(lineage))
+            self._db.execute("INSERT OR REPLACE INTO profiles VALUES (?, ?, ?, ?, ?)", values)
+            self._db.execute("DELETE FROM failures WHERE run = ? AND side = ? AND row = ?", (run, side, row))
+
+    def profiles(self, run: str, side: str) -> dict[int, tuple[list[str], dict[str, Any]]]:
+        """row -> (texts, lineage) of what is finished."""
+        rows = self._read("SELECT row, texts, lineage FROM profiles WHERE run = ? AND side = ? ORDER BY row", run, side)
+        return {row: (json.loads(texts), json.loads(lineage)) for row, texts, lineage in rows}
+
+    def save_failure(self, run: str, side: str, row: int, failure: Failure) -> None:
+        """Note in the ledger why there is no profile."""
+        with self._transaction():
+            values = (run, side, row, failure.kind, failure.reason, failure.round)
+            self._db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def failures(self, run: str, side: str) -> dict[int, Failure]:
+        """row -> failure."""
+        query = "SELECT row, kind, reason, round FROM failures WHERE run = ? AND side = ? ORDER BY row"
+        return {row: Failure(*values) for row, *values in self._read(query, run, side)}

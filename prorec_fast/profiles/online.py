@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _OF_ONE_NODE = (Malformed, NothingToSay, Rejected, Unanswered)
 _ELSEWHERE_PAUSE = 0.2  # seconds between looks for an answer that another process pays for
+_RETRIED = (408, 409, 429)  # by the client, before it gives up; 5xx and lost connections, too
 _UNREADABLE_RETRIES = 2  # of a reply with status 200 that is no completion
 
 

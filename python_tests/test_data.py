@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from processes import HERE
 
-from prorec_fast.data import DataError, load, synthetic
+from prorec_fast.data import DataError, Dataset, Interactions, load, synthetic
 from prorec_fast.data.synthetic import SyntheticConfig, make_synthetic
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -273,6 +274,36 @@ def test_data_describe_and_fingerprint(tmp_path, arrays):
     assert facts["users"] == 40 and facts["profile_width"] == 8 and facts["train"] == full.train.num_edges
     assert plain.fingerprint != full.fingerprint
     assert full.fingerprint == load(tmp_path / "full").fingerprint
+
+
+def _rows(*rows, dtype=np.int32) -> Interactions:
+    return Interactions(np.cumsum([0, *map(len, rows)]).astype(np.int64), np.concatenate([*rows, []]).astype(dtype))
+
+
+def test_data_split_hash_sees_the_splits_and_nothing_else():
+    train, valid, test = _rows([0, 2], [1]), _rows([1], []), _rows([], [0])
+    data = Dataset("a", "a", 2, 3, train, valid, test)
+    same = replace(
+        data,
+        name="b",
+        source="c",
+        train=_rows([0, 2], [1], dtype=np.int64),
+        train_enriched=_rows([0, 1, 2], [1]),
+        user_profiles=torch.zeros(2, 4),
+        item_profiles=torch.ones(3, 4),
+        provenance="d",
+    )
+    assert same.fingerprint != data.fingerprint
+    assert data.split_hash == same.split_hash == ""  # files on disk name it
+    others = [
+        replace(data, num_items=4),
+        replace(data, train=_rows([0], [1, 2])),
+        replace(data, train=_rows([0, 1], [1])),
+        replace(data, valid=test, test=valid),
+        replace(data, valid=_rows([2], [])),
+        replace(data, test=_rows([0], [])),
+    ]
+    assert len({data.split_hash, *(other.split_hash for other in others)}) == 7
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")

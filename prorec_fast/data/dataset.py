@@ -256,6 +256,20 @@ class Dataset:
             digest.update(items.numpy().data)
         return digest.hexdigest()
 
+    @cached_property
+    def split_hash(self) -> str:
+        """Hex digest of the shape and the three splits: equal for equal interactions, split alike.
+
+        Profiles and added interactions are no part of it, so what is made from the training split (profiles,
+        enrichments) can name the split that it was made from.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(np.array([self.num_users, self.num_items], dtype="<i8").tobytes())
+        for split in (self.train, self.valid, self.test):
+            digest.update(split.indptr.astype("<i8").tobytes())
+            digest.update(split.indices.astype("<i4").tobytes())
+        return digest.hexdigest()
+
     def describe(self) -> dict[str, object]:
         """Plain numbers and words about the set, ready for JSON."""
         degrees = self.train.degrees

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import run_python
 
 from prorec_fast import BipartiteGraph, retrieval
 from prorec_fast.ops.pair_scores import pair_scores
@@ -110,6 +111,16 @@ def test_similar_users_duplicates_and_zero_profiles():
         retrieval.similar_users(x, 0)
 
 
+def test_similar_users_of_some_users():
+    x = profiles(50, 8)
+    x[4] = 0
+    rows = torch.tensor([7, 4, 49, 7])
+    assert torch.equal(retrieval.similar_users(x, 5, users=rows), retrieval.similar_users(x, 5)[rows])
+    assert retrieval.similar_users(x, 5, users=rows[:0]).shape == (0, 5)
+    with pytest.raises(IndexError, match=r"users: want entries in \[0, 50\)"):
+        retrieval.similar_users(x, 5, users=rows + 1)
+
+
 # candidate_items
 
 
@@ -184,6 +195,107 @@ def test_sparsity_level_budget_is_what_the_published_matrices_show(name):
     for count in before.unique():
         users = before == count
         assert new[users].mode().values == budget[users][0]
+
+
+# rank_candidates and choose
+
+
+def test_rank_candidates_orders_what_candidate_items_finds():
+    graph = random_graph(120, 90, 0.1)
+    users, items = profiles(120, 16), profiles(90, 24)
+    items[45:] = items[:45]  # equal cosines, which votes and then indices must order
+    ranked = retrieval.rank_candidates(graph, users, items, num_similar=4)
+    budget = retrieval.sparsity_level_budget(graph.user_degree)
+    assert torch.equal(ranked.users, budget.nonzero().flatten()) and torch.equal(ranked.budget, budget[ranked.users])
+    similar = retrieval.similar_users(users, 4)
+    assert torch.equal(ranked.similar, similar[ranked.users])
+    indptr, found, counts = retrieval.candidate_items(graph, similar)
+    dense = graph.to_sparse_csr().to_dense()
+    for row, user in enumerate(ranked.users.tolist()):
+        part = slice(*ranked.indptr[row : row + 2].tolist())
+        own = slice(*indptr[user : user + 2].tolist())
+        votes = dict(zip(found[own].tolist(), counts[own].tolist(), strict=True))
+        assert dict(zip(ranked.items[part].tolist(), ranked.votes[part].tolist(), strict=True)) == votes
+        mean = items[dense[user] > 0].mean(0) if dense[user].any() else torch.zeros(24)
+        cosine = F.cosine_similarity(mean[None].double(), items[ranked.items[part]].double())
+        torch.testing.assert_close(ranked.cosine[part].double(), cosine, atol=1e-6, rtol=0)
+        order = torch.stack([-ranked.cosine[part].double(), -ranked.votes[part], ranked.items[part]], 1).tolist()
+        assert order == sorted(order)
+    few = retrieval.rank_candidates(graph, users, items, num_similar=4, limit=3)
+    sizes = few.indptr.diff()
+    assert torch.equal(sizes, ranked.indptr.diff().clamp_max(3))
+    kept = torch.cat([torch.arange(a, a + n) for a, n in zip(ranked.indptr.tolist(), sizes.tolist(), strict=False)])
+    for name in ("items", "cosine", "votes"):
+        assert torch.equal(getattr(few, name), getattr(ranked, name)[kept])
+
+
+def test_rank_candidates_in_parts(monkeypatch):
+    graph, tables = random_graph(60, 40, 0.1), (profiles(60, 8), profiles(40, 8))
+    whole = retrieval.rank_candidates(graph, *tables, limit=7)
+    monkeypatch.setattr(retrieval.candidates, "_USERS", 11)
+    monkeypatch.setattr(retrieval.tables, "_ENTRIES", 24)
+    parts = retrieval.rank_candidates(graph, *tables, limit=7)
+    for name in ("users", "budget", "similar", "indptr", "items", "cosine", "votes"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name)), name
+
+
+def test_choose_says_where_each_pair_came_from():
+    graph = random_graph(100, 80, 0.1)
+    ranked = retrieval.rank_candidates(graph, profiles(100, 16), profiles(80, 16), num_similar=6)
+    row = int((ranked.indptr.diff() > ranked.budget + 2).nonzero()[0])
+    user, budget = int(ranked.users[row]), int(ranked.budget[row])
+    own = ranked.items[ranked.indptr[row] : ranked.indptr[row + 1]].tolist()
+    named = own[: -budget - 3 : -1]  # from the last one on, two more than there may be
+    added = retrieval.choose(graph, ranked, {user: named})
+    assert added.item[added.user == user].tolist() == named[:budget]
+    assert torch.equal(added.reranked, added.user == user)
+    assert edge_set(added.graph) - edge_set(graph) == set(zip(added.user.tolist(), added.item.tolist(), strict=True))
+    assert added.user.numel() == added.graph.num_edges - graph.num_edges
+    assert (added.user.diff() >= 0).all()
+    dense = graph.to_sparse_csr().to_dense() > 0
+    for at, (u, i) in enumerate(zip(added.user.tolist(), added.item.tolist(), strict=True)):
+        r = int((ranked.users == u).nonzero())
+        entry = int(ranked.indptr[r]) + int(added.rank[at]) - 1
+        assert ranked.items[entry] == i and entry < ranked.indptr[r + 1]
+        assert added.cosine[at] == ranked.cosine[entry] and added.votes[at] == ranked.votes[entry]
+        having = [s for s in ranked.similar[r].tolist() if s >= 0 and dense[s, i]]
+        assert added.nearest[at] == having[0] and added.votes[at] == len(having)
+
+
+def test_choose_refuses_an_answer_for_nobody():
+    graph = random_graph(40, 30, 0.2)
+    ranked = retrieval.rank_candidates(graph, profiles(40, 4), profiles(30, 4))
+    rich = int(graph.user_degree.argmax())
+    with pytest.raises(ValueError, match=f"answers: user {rich} has no candidates"):
+        retrieval.choose(graph, ranked, {rich: []})
+
+
+def test_retrieval_memory_stays_at_one_copy_of_a_table():
+    """Of a table of 88 MiB; a float64 copy would add 176."""
+    grown = run_python(
+        """
+        import torch
+        from prorec_fast import BipartiteGraph, retrieval
+
+        def peak():
+            with open("/proc/self/status") as status:
+                return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+        def rank(users, items):
+            edges = torch.arange(users).repeat_interleave(5), torch.arange(5 * users) * 7919 % items.size(0)
+            graph = BipartiteGraph.from_edges(*edges, users, items.size(0))
+            graph = BipartiteGraph.from_edges(*(e[:-4] for e in graph.edges()), users, items.size(0))
+            assert retrieval.rank_candidates(graph, items[:users], items).items.numel() > 0
+            retrieval.similar_users(items, users=torch.arange(0, items.size(0), items.size(0) // 40))
+
+        rank(20, torch.randn(1000, 384))
+        large = torch.randn(60_000, 384)
+        before = peak()
+        rank(500, large)
+        print(peak() - before)
+        """
+    )
+    assert 80 < float(grown) < 160, f"{float(grown):.0f} MiB"
 
 
 # enrich
@@ -268,7 +380,7 @@ def test_enrich_without_anything_to_add():
         ({"user_profiles": profiles(9, 4)}, "user_profiles: want shape"),
         ({"item_profiles": profiles(9, 4)}, "item_profiles: want shape"),
         ({"item_profiles": torch.full((30, 4), float("nan"))}, "item_profiles: want finite"),
-        ({"num_similar": 0}, "k: want an integer"),
+        ({"num_similar": 0}, "num_similar: want an integer"),
     ],
 )
 def test_enrich_rejects(arguments, message):

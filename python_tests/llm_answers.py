@@ -37,12 +37,16 @@ _ENDINGS = (
 )
 _MANNERS = ("honest", "playful", "unhurried", "sharp", "generous", "restless", "careful", "bold", "tender", "plain")
 _FALLBACK = ("detail", "comfort", "surprise", "craft", "value", "company", "story", "pace")
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_WORD = re.compile(r"[^\W\d_]{5,}")
 _STOP = {
     "about", "after", "again", "answer", "attributes", "because", "before", "being", "between", "candidates", "could",
     "count", "description", "every", "false", "given", "items", "other", "please", "profile", "profiles", "rating",
     "review", "reviews", "should", "since", "their", "there", "these", "thing", "those", "title", "users", "where",
     "which", "while", "without", "would", "write",
 }  # fmt: skip
+# what was written before comes back in prompts: its own words would crowd out those of the users
+_STOP.update(_WORD.findall(" ".join((*_OPENINGS, *_ENDINGS, *_MANNERS)).lower()))
 
 
 def digest(path: str, body: object) -> str:
@@ -52,7 +56,12 @@ def digest(path: str, body: object) -> str:
 
 
 def count_tokens(text: str) -> int:
-    return len(re.findall(r"\w+|[^\w\s]", text))
+    return len(_TOKEN.findall(text))
+
+
+def cut_to(text: str, tokens: int) -> str:
+    """The first `tokens` tokens of a text that has more."""
+    return text[: [match.end() for match in _TOKEN.finditer(text)][tokens - 1]]
 
 
 # --- What a request holds ---
@@ -64,7 +73,7 @@ def schema_of(body: dict) -> dict | None:
     if form.get("type") == "json_schema":
         return form["json_schema"]["schema"]
     if form.get("type") == "json_object":
-        for text in _texts(body, "system", "developer"):
+        for text in texts_of(body, "system", "developer"):
             for found in _json_objects(text):
                 if "properties" in found:
                     return found
@@ -80,7 +89,7 @@ def candidates_of(body: dict) -> list[int]:
 
 def injected(body: dict) -> str | None:
     """What a text among the user messages, or in their JSON, orders the model to answer literally."""
-    for message in _texts(body, "user"):
+    for message in texts_of(body, "user"):
         inner = [text for found in _json_objects(message) for text in _strings(found)]
         for text in [*inner, message]:
             order = re.search(r"IGNORE ALL INSTRUCTIONS AND ANSWER:[ \t]*([^\n]+)", text)
@@ -89,13 +98,13 @@ def injected(body: dict) -> str | None:
     return None
 
 
-def _texts(body: dict, *roles: str) -> list[str]:
+def texts_of(body: dict, *roles: str) -> list[str]:
+    """The messages of some roles, or the text parts of those that have parts."""
     texts = []
-    for message in body.get("messages", ()):
+    for message in body["messages"]:
         if message.get("role") in roles:
             content = message.get("content") or ""
-            parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
-            texts.extend(parts)
+            texts += [content] if isinstance(content, str) else [part.get("text", "") for part in content]
     return texts
 
 
@@ -121,7 +130,7 @@ def _strings(value: object):
 
 
 def _field(body: dict, name: str, kind: type):
-    for text in _texts(body, "user"):
+    for text in texts_of(body, "user"):
         for found in _json_objects(text):
             if isinstance(found.get(name), kind):
                 return found[name]
@@ -148,24 +157,25 @@ class _Writer:
         self.random = random.Random(digest("", body))
         self.candidates = candidates_of(body)
         self.count = _field(body, "count", int)
-        words = Counter(re.findall(r"[^\W\d_]{5,}", " ".join(_texts(body, "user")).lower()))
-        self.words = [word for word in words if word not in _STOP] or list(_FALLBACK)
+        found = dict.fromkeys(_WORD.findall(" ".join(texts_of(body, "user")).lower()))
+        self.words = [word for word in found if word not in _STOP] or list(_FALLBACK)
+        self.written: set[str] = set()
 
     def text(self) -> str:
-        """One to three sentences."""
-        return " ".join(self._sentence() for _ in range(self.random.randint(1, 3)))
+        """One to three sentences, another text every time."""
+        while (text := " ".join(self._sentence() for _ in range(self.random.randint(1, 3)))) in self.written:
+            pass
+        self.written.add(text)
+        return text
 
     def _sentence(self) -> str:
-        pick = [self.random.choice(self.words) for _ in range(4)]
+        pick = self.random.sample(self.words, min(4, len(self.words)))
+        pick += self.random.choices(self.words, k=4 - len(pick))
         form = f"{self.random.choice(_OPENINGS)} {self.random.choice(_ENDINGS)}"
         return form.format(a=pick[0], b=pick[1], c=pick[2], d=pick[3], manner=self.random.choice(_MANNERS))
 
     def instance(self, schema: dict, root: dict):
-        if "$ref" in schema:
-            target = root
-            for step in schema["$ref"].removeprefix("#/").split("/"):
-                target = target[step]
-            return self.instance({**target, **{k: v for k, v in schema.items() if k != "$ref"}}, root)
+        schema = _resolved(schema, root)
         if "const" in schema:
             return schema["const"]
         if "enum" in schema:
@@ -185,23 +195,15 @@ class _Writer:
         return {name: self.instance(part, root) for name, part in schema.get("properties", {}).items()}
 
     def _array(self, schema: dict, root: dict) -> list:
-        inner = schema.get("items", {"type": "string"})
+        inner = _resolved(schema.get("items", {"type": "string"}), root)
         least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
-        kind = self._type(inner, root)
+        kind = inner.get("type")
         if kind == "integer" and self.candidates:
             wanted = self.count or self.random.randint(1, len(self.candidates))
             length = min(max(wanted, least), most, len(self.candidates))
             return self.random.sample(self.candidates, int(length))
         wanted = self.count if kind == "string" and self.count is not None else self.random.randint(2, 4)
         return [self.instance(inner, root) for _ in range(int(min(max(wanted, least), most)))]
-
-    def _type(self, schema: dict, root: dict) -> str | None:
-        if "$ref" in schema:
-            target = root
-            for step in schema["$ref"].removeprefix("#/").split("/"):
-                target = target[step]
-            return self._type(target, root)
-        return schema.get("type")
 
     def _string(self, schema: dict, root: dict) -> str:
         text = self.text()
@@ -223,6 +225,16 @@ class _Writer:
 
     def _null(self, schema: dict, root: dict) -> None:
         return None
+
+
+def _resolved(schema: dict, root: dict) -> dict:
+    """The schema with what its $ref names in its place."""
+    while "$ref" in schema:
+        target = root
+        for step in schema["$ref"].removeprefix("#/").split("/"):
+            target = target[step]
+        schema = {**target, **{name: value for name, value in schema.items() if name != "$ref"}}
+    return schema
 
 
 def strict_problem(schema: dict) -> str | None:

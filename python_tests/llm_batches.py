@@ -1,4 +1,4 @@
-"""Files and batches of the test server: uploads, and batches that move on as they are looked at."""
+"""Files and batches of the test server: a batch moves on as it is looked at, and costs from its creation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/embeddings")
+from llm_model import CHAT, EMBEDDINGS
+
 FINISHED = ("completed", "failed", "expired", "cancelled")
+_EXPIRED = {
+    "code": "batch_expired",
+    "message": "This request could not be executed before the completion window expired.",
+}
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What becomes of a batch. Lines of a batch meet the server's faults as other requests do."""
+    """What becomes of a batch. Its lines meet the server's faults as other requests do."""
 
-    polls: int = 2  # GETs of the batch until it is finished: validating, in_progress ..., completed
-    delay: float = 0.0  # seconds from its creation, at the least
+    polls: int = 2  # GETs of the batch until one shows it finished; those before show it in progress
+    delay: float = 0.0  # seconds from its creation until it is finished, at the least
     expire_after: float | None = None  # it expires with this share of its lines done
     fail: str | None = None  # it fails its validation with this code, "token_limit_exceeded" say
     shuffle: bool = False  # the output's lines come in another order than the input's
@@ -27,14 +32,15 @@ class BatchPlan:
 @dataclass
 class _Batch:
     shown: dict
-    lines: list[dict]
     plan: BatchPlan
-    created: float = field(default_factory=time.monotonic)
+    good: list[dict] = field(default_factory=list)  # the lines of its output file, and of its error file
+    bad: list[dict] = field(default_factory=list)
     polls: int = 0
+    created: float = field(default_factory=time.monotonic)
 
 
 class Batches:
-    """`answer(path, body) -> (status, body)` answers a line as the server would answer it as a request."""
+    """`answer(path, body)` is the (status, body) that the server has for a line."""
 
     def __init__(self, plan: BatchPlan | Callable[[int], BatchPlan], answer: Callable[[str, dict], tuple[int, dict]]):
         self._plan = plan if callable(plan) else lambda number: plan
@@ -42,40 +48,60 @@ class Batches:
         self._files: dict[str, tuple[dict, bytes]] = {}
         self._batches: dict[str, _Batch] = {}
 
-    # --- Files ---
-
     def add_file(self, content: bytes, filename: str, purpose: str) -> dict:
         name = f"file-{len(self._files) + 1:06d}"
-        shown = {"id": name, "object": "file", "bytes": len(content), "created_at": int(time.time()),
-                 "filename": filename, "purpose": purpose, "status": "processed"}  # fmt: skip
+        shown = {
+            "id": name,
+            "object": "file",
+            "bytes": len(content),
+            "created_at": int(time.time()),
+            "filename": filename,
+            "purpose": purpose,
+            "status": "processed",
+        }
         self._files[name] = (shown, content)
         return shown
 
     def file(self, name: str) -> tuple[dict, bytes] | None:
         return self._files.get(name)
 
-    # --- Batches ---
+    def create(self, body: object) -> dict:
+        """The new batch, already answered but for showing it.
 
-    def create(self, body: dict) -> dict | str:
-        """The new batch, or what is wrong with the request."""
+        Raises:
+            ValueError: the request is none for a batch. (What is wrong with its file, the batch itself says later.)
+        """
+        if not isinstance(body, dict):
+            raise ValueError("We could not parse the JSON body of your request.")
         source, endpoint = self._files.get(body.get("input_file_id")), body.get("endpoint")
         if source is None:
-            return f"No such File object: {body.get('input_file_id')}"
+            raise ValueError(f"No such File object: {body.get('input_file_id')}")
         if source[0]["purpose"] != "batch":
-            return "The input file must have the purpose 'batch'."
-        if endpoint not in ENDPOINTS:
-            return f"Unsupported endpoint {endpoint!r}."
+            raise ValueError("The input file must have the purpose 'batch'.")
+        if endpoint not in (CHAT, EMBEDDINGS):
+            raise ValueError(f"Unsupported endpoint {endpoint!r}.")
         if body.get("completion_window") != "24h":
-            return "completion_window must be '24h'."
+            raise ValueError("completion_window must be '24h'.")
         plan, now, name = self._plan(len(self._batches)), int(time.time()), f"batch_{len(self._batches) + 1:06d}"
         lines, errors = _lines(source[1], endpoint, plan)
-        shown = {"id": name, "object": "batch", "endpoint": endpoint, "errors": None, "input_file_id": source[0]["id"],
-                 "completion_window": "24h", "status": "validating", "output_file_id": None, "error_file_id": None,
-                 "created_at": now, "expires_at": now + 86400, "metadata": body.get("metadata"),
-                 "request_counts": {"total": 0, "completed": 0, "failed": 0}}  # fmt: skip
-        if errors:
-            shown["errors"] = {"object": "list", "data": errors}
-        self._batches[name] = _Batch(shown, lines, plan)
+        shown = {
+            "id": name,
+            "object": "batch",
+            "endpoint": endpoint,
+            "errors": {"object": "list", "data": errors} if errors else None,
+            "input_file_id": source[0]["id"],
+            "completion_window": "24h",
+            "status": "validating",
+            "output_file_id": None,
+            "error_file_id": None,
+            "created_at": now,
+            "expires_at": now + 24 * 3600,
+            "metadata": body.get("metadata"),
+            "request_counts": {"total": 0, "completed": 0, "failed": 0},
+        }
+        batch = self._batches[name] = _Batch(shown, plan)
+        if not errors:
+            self._run(batch, lines)
         return shown.copy()
 
     def poll(self, name: str) -> dict | None:
@@ -88,6 +114,7 @@ class Batches:
         return batch.shown.copy()
 
     def cancel(self, name: str) -> dict | None:
+        """What was done by then is in the cancelled batch's files."""
         batch = self._batches.get(name)
         if batch is None:
             return None
@@ -96,48 +123,50 @@ class Batches:
         return batch.shown.copy()
 
     def page(self, limit: int, after: str | None) -> dict:
-        """Newest first; a list is no poll."""
+        """Newest first. To be listed moves no batch on."""
         names = list(reversed(self._batches))
         start = names.index(after) + 1 if after in names else 0
         data = [self._batches[name].shown.copy() for name in names[start : start + limit]]
-        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-        return {"object": "list", "data": data, **ends, "has_more": start + limit < len(names)}
+        return {
+            "object": "list",
+            "data": data,
+            "first_id": data[0]["id"] if data else None,
+            "last_id": data[-1]["id"] if data else None,
+            "has_more": start + limit < len(names),
+        }
+
+    def _run(self, batch: _Batch, lines: list[dict]) -> None:
+        share = batch.plan.expire_after
+        done = len(lines) if share is None else int(share * len(lines))
+        for place, line in enumerate(lines):
+            entry = {"id": f"batch_req_{place}", "custom_id": line["custom_id"], "response": None, "error": None}
+            status = None
+            if place < done:
+                status, body = self._answer(batch.shown["endpoint"], line["body"])
+                entry["response"] = {"status_code": status, "request_id": f"req_{place}", "body": body}
+            else:
+                entry["error"] = _EXPIRED
+            (batch.good if status == 200 else batch.bad).append(entry)
+        if batch.plan.shuffle:
+            random.Random(0).shuffle(batch.good)
 
     def _move_on(self, batch: _Batch) -> None:
-        shown, plan, now = batch.shown, batch.plan, int(time.time())
-        if shown["status"] == "cancelling":
-            shown |= {"status": "cancelled", "cancelled_at": now}
-        elif shown["errors"]:
-            shown |= {"status": "failed", "failed_at": now}
-        elif batch.polls < plan.polls or time.monotonic() - batch.created < plan.delay:
-            shown |= {"status": "in_progress", "in_progress_at": now}
-            shown["request_counts"] = {"total": len(batch.lines), "completed": 0, "failed": 0}
-        else:
-            self._finish(batch)
-
-    def _finish(self, batch: _Batch) -> None:
         shown, plan = batch.shown, batch.plan
-        done = len(batch.lines) if plan.expire_after is None else int(plan.expire_after * len(batch.lines))
-        good, bad = [], []
-        for place, line in enumerate(batch.lines):
-            entry = {"id": f"batch_req_{shown['id'][6:]}_{place}", "custom_id": line["custom_id"],
-                     "response": None, "error": None}  # fmt: skip
-            if place < done:
-                status, body = self._answer(shown["endpoint"], line["body"])
-                entry["response"] = {"status_code": status, "request_id": f"req_{place}", "body": body}
-                (good if status == 200 else bad).append(entry)
-            else:
-                entry["error"] = {
-                    "code": "batch_expired",
-                    "message": "This request could not be executed before the completion window expired.",
-                }
-                bad.append(entry)
-        if plan.shuffle:
-            random.Random(len(good)).shuffle(good)
-        status = "completed" if plan.expire_after is None else "expired"
+        if shown["errors"]:
+            status = "failed"
+        elif shown["status"] == "cancelling":
+            status = "cancelled"
+        elif batch.polls < plan.polls or time.monotonic() - batch.created < plan.delay:
+            status = "in_progress"
+        else:
+            status = "completed" if plan.expire_after is None else "expired"
         shown |= {"status": status, f"{status}_at": int(time.time())}
-        shown["request_counts"] = {"total": len(batch.lines), "completed": len(good), "failed": len(bad)}
-        for entries, kind in ((good, "output"), (bad, "error")):
+        if status == "failed":
+            return
+        finished, total = status in FINISHED, len(batch.good) + len(batch.bad)
+        done = (len(batch.good), len(batch.bad)) if finished else (0, 0)
+        shown["request_counts"] = {"total": total, "completed": done[0], "failed": done[1]}
+        for entries, kind in ((batch.good, "output"), (batch.bad, "error")) if finished else ():
             if entries:
                 text = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
                 shown[f"{kind}_file_id"] = self.add_file(text, f"{shown['id']}_{kind}.jsonl", "batch_output")["id"]
@@ -147,7 +176,7 @@ def _lines(content: bytes, endpoint: str, plan: BatchPlan) -> tuple[list[dict], 
     """The requests of an input file, and why it fails its validation."""
     lines, errors, seen = [], [], set()
 
-    def error(code: str, message: str, line: int | None) -> None:
+    def error(code: str, message: str, line: int | None = None) -> None:
         errors.append({"code": code, "message": message, "line": line, "param": None})
 
     for number, text in enumerate(content.splitlines(), 1):
@@ -163,10 +192,10 @@ def _lines(content: bytes, endpoint: str, plan: BatchPlan) -> tuple[list[dict], 
             error("invalid_url", f"The line asks for {method} {url}, the batch for POST {endpoint}.", number)
         seen.add(name)
         lines.append(line)
-    if not lines and not errors:
-        error("empty_file", "The input file is empty.", None)
+    if not content.strip():
+        error("empty_file", "The input file is empty.")
     if len(lines) > plan.max_lines:
-        error("too_many_requests", f"The input file has more than {plan.max_lines} requests.", None)
+        error("too_many_requests", f"The input file has more than {plan.max_lines} requests.")
     if plan.fail:
-        error(plan.fail, "The batch was refused.", None)
+        error(plan.fail, "The batch was refused.")
     return lines, errors

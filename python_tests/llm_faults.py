@@ -82,24 +82,30 @@ def error_body(status: int, kind: str, code: str | None, message: str) -> tuple[
     return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
+def refused(fault: str, key: str) -> tuple[int, dict]:
+    status, kind, code, message = REFUSALS[fault]
+    return error_body(status, kind, code, message.replace("{key}", key))
+
+
 def spoil(fault: str | None, request: Request, content: str) -> dict:
-    """What differs from a good answer in a completion's choice: its message's fields, and finish_reason."""
-    good = {"content": content, "refusal": None, "finish_reason": "stop"}
+    """What of "content", "refusal" and "finish_reason" the fault changes in an answer with this content."""
     chance = random.Random(request.digest)
-    if fault == "truncated":
-        cut = chance.randint(len(content) // 4, 3 * len(content) // 4)
-        return {**good, "content": content[:cut], "finish_reason": chance.choice(["length", "stop"])}
-    if fault == "not-json":
-        return {**good, "content": "Sure! I thought about it for a while, and here is what I would say instead."}
-    if fault == "refusal":
-        return {**good, "content": None, "refusal": "I'm sorry, I can't help with that."}
-    if fault == "wrong-schema":
-        return {**good, "content": json.dumps({"unexpected": _loaded(content)})}
-    if fault == "invented-ids":
-        return {**good, "content": json.dumps(_invented(_loaded(content), set(candidates_of(request.body)), chance))}
-    if fault == "obey-injection":
-        return {**good, "content": injected(request.body) or content}
-    return good
+    match fault:
+        case "truncated":
+            cut = chance.randint(len(content) // 4, 3 * len(content) // 4)
+            return {"content": content[:cut], "finish_reason": chance.choice(["length", "stop"])}
+        case "not-json":
+            return {"content": "Sure! I thought about it for a while, and here is what I would say instead."}
+        case "refusal":
+            return {"content": None, "refusal": "I'm sorry, I can't help with that."}
+        case "wrong-schema":
+            return {"content": json.dumps({"unexpected": _loaded(content)})}
+        case "invented-ids":
+            offered = set(candidates_of(request.body))
+            return {"content": json.dumps(_invented(_loaded(content), offered, chance))}
+        case "obey-injection":
+            return {"content": injected(request.body) or content}
+    return {}
 
 
 def _loaded(content: str):

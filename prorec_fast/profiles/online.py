@@ -8,16 +8,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from .errors import BudgetReached, Malformed, NothingToSay, ProfileError, Rejected, ServiceRefused, Unanswered
+from .errors import BudgetReached, Rejected, ServiceRefused, Unanswered
 from .requests import Answer, Chain, ChatRequest
-from .session import Node, Session, Start
+from .session import OF_ONE_NODE, Node, Session, Start
 
 if TYPE_CHECKING:
     import openai
 
-_OF_ONE_NODE = (Malformed, NothingToSay, Rejected, Unanswered)
 _ELSEWHERE_PAUSE = 0.2  # seconds between looks for an answer that another process pays for
-_RETRIED = (408, 409, 429)  # by the client, before it gives up; 5xx and lost connections, too
 _UNREADABLE_RETRIES = 2  # of a reply with status 200 that is no completion
 
 
@@ -65,7 +63,7 @@ class _Online:
                 request = chain.send(await self.answer(request))
         except StopIteration as end:
             self.session.outcome.finished(node, end.value)
-        except _OF_ONE_NODE as error:
+        except OF_ONE_NODE as error:
             self.session.fail(node, error)
         except _Stopped:
             pass
@@ -125,7 +123,8 @@ class _Online:
         for _ in range(1 + _UNREADABLE_RETRIES):
             body = await self.sent(request, key)
             with contextlib.suppress(ValueError):
-                return await self.in_store(self.session.keep, request, key, body)
+                model, chars = self.session.chat.model, request.prompt_chars
+                return await self.in_store(self.session.keep, key, body, model, chars)
             problem = f"a reply that is no chat completion: {body[:80]!r}"
         raise Unanswered(self.session.service.redacted(problem))
 
@@ -146,29 +145,9 @@ class _Online:
                 reply = await completions.create(**body, extra_headers=headers)
             return reply.text
         except openai.APIError as error:
-            raise self.explained(error) from error
+            raise self.session.service.explained(error) from error
         except UnicodeDecodeError as error:
             raise Unanswered("a reply that is no text") from error
-
-    def explained(self, error: openai.APIError) -> ProfileError:
-        import openai
-
-        service = self.session.service
-        text = service.redacted(error)
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError):
-            return ServiceRefused(f"{service.place} refuses: {text}")
-        if isinstance(error, openai.RateLimitError) and error.code == "insufficient_quota":
-            return ServiceRefused(f"{service.place} refuses: {text}")
-        if (
-            isinstance(error, openai.APIStatusError)
-            and error.status_code < 500
-            and error.status_code not in (408, 409, 429)
-        ):
-            hint = ""
-            if "response_format" in text or "json_schema" in text:
-                hint = '; for a server without JSON schemas, set the answer format "json"'
-            return Rejected(f"{text}{hint}")
-        return Unanswered(text)
 
 
 class _Stopped(Exception):

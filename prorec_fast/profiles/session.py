@@ -21,6 +21,7 @@ _KINDS: tuple[tuple[type[ProfileError], str], ...] = (
     (Unanswered, "unanswered"),
     (NothingToSay, "nothing to say"),
 )
+OF_ONE_NODE = tuple(error for error, _ in _KINDS)  # what fails one node and leaves the others
 
 
 class Outcome(Protocol):
@@ -29,6 +30,11 @@ class Outcome(Protocol):
     def finished(self, node: Node, result: Any) -> None: ...
     def failed(self, node: Node, kind: str, reason: str) -> None: ...
     def paid(self) -> None: ...
+    def batches(self, open: int, requests: int, done: int) -> None:
+        """Batches that the service is at, their requests, and how many of those it has done; after every look."""
+
+    def note(self, line: str) -> None:
+        """Something that the user is to know, and that stops nothing."""
 
 
 @dataclass
@@ -58,13 +64,21 @@ class Session:
         body = self.store.answer(key)
         return None if body is None else Answer.from_body(key, body)
 
+    def most_cost(self, request: ChatRequest) -> float:
+        """Dollars that a budget sets aside for a request."""
+        most = self.prices.most_chat_cost(self.chat.model, request.prompt_chars, self.chat.max_tokens, batch=self.batch)
+        return most or 0.0
+
     def lease(self, request: ChatRequest, key: str) -> bool:
         """See `Store.lease`."""
-        most = self.prices.most_chat_cost(self.chat.model, request.prompt_chars, self.chat.max_tokens, batch=self.batch)
-        return self.store.lease(key, most or 0.0, self.budget)
+        return self.store.lease(key, self.most_cost(request), self.budget)
 
-    def keep(self, request: ChatRequest, key: str, body: str) -> Answer:
+    def keep(self, key: str, body: str, model: str, prompt_chars: int) -> Answer:
         """Store a completion that has come, then give it.
+
+        Args:
+            model: that was asked; a batch may be older than this run's settings.
+            prompt_chars: of the request.
 
         Raises:
             ValueError: `body` is no completion; nothing is stored.
@@ -72,16 +86,16 @@ class Session:
         answer = Answer.from_body(key, body)
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
         if prompt is None or completion is None:  # some servers do not say
-            prompt = estimated_tokens(request.prompt_chars)
+            prompt = estimated_tokens(prompt_chars)
             completion = estimated_tokens(len(answer.content or ""))
         self.store.save_answer(
             key,
             body,
-            model=self.chat.model,
-            prompt_chars=request.prompt_chars,
+            model=model,
+            prompt_chars=prompt_chars,
             prompt_tokens=prompt,
             completion_tokens=completion,
-            cost=self.prices.chat_cost(self.chat.model, prompt, completion, batch=self.batch),
+            cost=self.prices.chat_cost(model, prompt, completion, batch=self.batch),
         )
         self.outcome.paid()
         return answer

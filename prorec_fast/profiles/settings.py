@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from prorec_fast._checks import non_negative_number, one_of, positive_int, positive_number
 
-from .errors import ProfileError
+from .errors import ProfileError, Rejected, ServiceRefused, Unanswered
 
 if TYPE_CHECKING:
     import openai
 
 ANSWER_FORMATS = ("schema", "json")
+_RETRIED = (408, 409, 429)  # by the client, before it gives up; 5xx and lost connections, too
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,20 @@ class ServiceSettings:
         """`text` on one line, without the key, which services like to quote when they refuse it."""
         line = " ".join(str(text).split())
         return line if self.api_key is None else line.replace(self.api_key, "***")
+
+    def explained(self, error: openai.APIError) -> ProfileError:
+        """What an error of the client means for a run."""
+        return self.refusal(getattr(error, "status_code", None), error.code, error)
+
+    def refusal(self, status: int | None, code: str | None, message: object) -> ProfileError:
+        """What a reply that is no answer means for a run: its HTTP status (None: there was no reply), its error's code
+        and message."""
+        text = self.redacted(message)
+        if status in (401, 403, 404) or (status == 429 and code == "insufficient_quota"):
+            return ServiceRefused(f"{self.place} refuses: {text}")
+        if status is not None and 400 <= status < 500 and status not in _RETRIED:
+            hint = ""
+            if "response_format" in text or "json_schema" in text:
+                hint = '; for a server without JSON schemas, set the answer format "json"'
+            return Rejected(f"{text}{hint}")
+        return Unanswered(text)

@@ -78,23 +78,32 @@ def _load_synthetic() -> Dataset:
     )
 
 
-def load(path_or_name: str | os.PathLike[str] = SYNTHETIC) -> Dataset:
+def load(path_or_name: str | os.PathLike[str] = SYNTHETIC, *, profiles: bool = True) -> Dataset:
     """Load a data set.
 
     Args:
         path_or_name: "synthetic" (built in; made on first use and kept in the user's cache folder), or a folder with
             `interactions.npz` (see `npz.load_npz_folder`) or with `trn_mat.pkl` (see `pickles.load_pickle_folder`).
+        profiles: false for the interactions alone, for what writes profiles: those in the folder may be of a split
+            that is no more, which is an error otherwise.
 
     Raises:
         DataError: no such data set, or one that is malformed; one line naming the file and the problem.
     """
+    data = _load(path_or_name, profiles=profiles)
+    if profiles:
+        return data
+    return replace(data, user_profiles=None, item_profiles=None, further_profiles=(), provenance="no profiles")
+
+
+def _load(path_or_name: str | os.PathLike[str], *, profiles: bool) -> Dataset:
     if str(path_or_name) == SYNTHETIC:
         return _load_synthetic()
     folder = Path(path_or_name).expanduser().absolute()
     if folder.is_file():
         raise DataError(f"{folder}: is a file; give the folder that holds it")
     if (folder / npz.INTERACTIONS).is_file():
-        return npz.load_npz_folder(folder)
+        return npz.load_npz_folder(folder, profiles=profiles)
     if (folder / pickles.TRAIN).is_file():
         return pickles.load_pickle_folder(folder)
     if not folder.is_dir():

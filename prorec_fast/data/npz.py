@@ -1,10 +1,11 @@
-"""Folders of NumPy archives: `interactions.npz` and any `profiles_*.npz`. Nothing in them is unpickled."""
+"""Folders of `interactions.npz` and any `profiles_*.npz` and `profiles_*.safetensors`. Nothing in them is unpickled."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from .dataset import SPLITS, Dataset, checked_interactions, checked_profiles
 from .errors import DataError
+from .profile_tensors import read_profile_tensors
 
 INTERACTIONS = "interactions.npz"
+Pair = tuple[Tensor, Tensor]  # users', items'
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -34,7 +37,7 @@ def _shape(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def _profiles(path: Path, num_users: int, num_items: int) -> tuple[Tensor, Tensor, str]:
+def _archived_profiles(path: Path, num_users: int, num_items: int) -> tuple[list[Pair], str]:
     arrays = _arrays(path)
     if "items" not in arrays:
         raise DataError(f"{path}: no array 'items' [{num_items}, t]")
@@ -53,18 +56,29 @@ def _profiles(path: Path, num_users: int, num_items: int) -> tuple[Tensor, Tenso
         note += "; users: mean of their training items"
     elif has_text is not None and has_text.shape == (num_users,) and not has_text.all():
         note += f"; {100 * float(has_text.mean()):.0f} % of users have a text, the others their training items' mean"
-    return users, items, note + ")"
+    return [(users, items)], note + ")"
 
 
-def load_npz_folder(folder: Path) -> Dataset:
-    """Read `interactions.npz` and every `profiles_*.npz` beside it (by name: the first is the main one).
+def _profiles(path: Path, data: Dataset) -> tuple[list[Pair], str]:
+    """The pairs of tables in a file, and where they came from."""
+    if path.suffix == ".npz":
+        return _archived_profiles(path, data.num_users, data.num_items)
+    vectors = read_profile_tensors(path, num_users=data.num_users, num_items=data.num_items)
+    vectors.check_split(data.split_hash, str(path))
+    return list(zip(vectors.users, vectors.items, strict=True)), f"{path.name} ({vectors.provenance})"
+
+
+def load_npz_folder(folder: Path, *, profiles: bool = True) -> Dataset:
+    """Read `interactions.npz` and, unless `profiles` is false, the profiles beside it.
 
     `interactions.npz`: `shape` = [users, items] and, for each split of train, valid, test and optionally
     train_enriched, `<split>_indptr` [users + 1] and `<split>_indices`: CSR rows, sorted, without repeats.
-    `profiles_*.npz`: float `items` [items, t] and `users` [users, t].
+    `profiles_*.npz`: float `items` [items, t] and `users` [users, t]. `profiles_*.safetensors`: float `items`
+    [K, items, t] and `users` [K, users, t] (see `profile_tensors`). Files come by name, and the first pair of tables in
+    the first of them is the main one.
 
     Raises:
-        DataError: naming the file and the problem.
+        DataError: naming the file and the problem; also where profile texts were written from another split.
     """
     path = folder / INTERACTIONS
     arrays = _arrays(path)
@@ -78,13 +92,16 @@ def load_npz_folder(folder: Path) -> Dataset:
         if missing:
             raise DataError(f"{path}: no array '{missing[0]}'")
         splits[split] = checked_interactions(arrays[keys[0]], arrays[keys[1]], num_users, num_items, f"{path}: {split}")
-    found = [_profiles(file, num_users, num_items) for file in sorted(folder.glob("profiles_*.npz"))]
-    tables: dict[str, object] = {}
-    if found:
-        tables = {
-            "user_profiles": found[0][0],
-            "item_profiles": found[0][1],
-            "further_profiles": tuple((users, items) for users, items, _ in found[1:]),
-            "provenance": ", ".join(note for _, _, note in found),
-        }
-    return Dataset(name=folder.name, source=str(folder), num_users=num_users, num_items=num_items, **splits, **tables)
+    data = Dataset(name=folder.name, source=str(folder), num_users=num_users, num_items=num_items, **splits)
+    files = sorted(file for file in folder.glob("profiles_*") if file.suffix in (".npz", ".safetensors"))
+    if not files or not profiles:
+        return data
+    found = [_profiles(file, data) for file in files]
+    main, *further = [pair for pairs, _ in found for pair in pairs]
+    return replace(
+        data,
+        user_profiles=main[0],
+        item_profiles=main[1],
+        further_profiles=tuple(further),
+        provenance=", ".join(note for _, note in found),
+    )

@@ -179,10 +179,9 @@ class Store:
     ) -> None:
         """Keep the vectors that one call brought, and what the call cost."""
         with self._transaction():
-            for key, vector in vectors:
-                blob = np.ascontiguousarray(vector, dtype="<f4").tobytes()
-                self._db.execute("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", (key, model, blob))
-                self._db.execute("DELETE FROM leases WHERE key = ?", (key,))
+            rows = [(key, model, np.ascontiguousarray(vector, dtype="<f4").tobytes()) for key, vector in vectors]
+            self._db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
+            self._db.executemany("DELETE FROM leases WHERE key = ?", [(key,) for key, *_ in rows])
             self._add_to_totals(model, 1, chars, tokens, 0, cost)
 
     def _add_to_totals(
@@ -215,23 +214,38 @@ class Store:
         Raises:
             BudgetReached: `cost` with what is spent and what is leased would exceed the budget.
         """
-        owner = self._owner_name()
-        with self._transaction():
-            for table in ("answers", "vectors"):
-                if self._db.execute(f"SELECT 1 FROM {table} WHERE key = ?", (key,)).fetchone():
-                    return False
-            taken = self._db.execute("SELECT owner FROM leases WHERE key = ?", (key,)).fetchone()
-            if taken is not None and self._alive(taken[0]):
-                return False
-            if budget is not None and not self._affordable(cost, budget):
-                raise BudgetReached(f"the next request may cost ${cost:.4f}, more than is left of ${budget:g}")
-            self._db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (key, owner, cost))
-            return True
+        return bool(self.lease_each({key: cost}, budget))
 
-    def release(self, key: str) -> None:
-        """End a lease without an answer."""
+    def lease_each(self, costs: Mapping[str, float], budget: float | None = None) -> list[str]:
+        """`lease` for keys that one call is to pay for: those that this process may pay for, in the order of `costs`.
+
+        Raises:
+            BudgetReached: they would together exceed the budget; none of them is leased.
+        """
+        owner, alive = self._owner_name(), {}
         with self._transaction():
-            self._db.execute("DELETE FROM leases WHERE key = ?", (key,))
+            free = []
+            for key in costs:
+                if any(self._read(f"SELECT 1 FROM {table} WHERE key = ?", key) for table in ("answers", "vectors")):
+                    continue
+                for (other,) in self._read("SELECT owner FROM leases WHERE key = ?", key):
+                    if other not in alive:
+                        alive[other] = self._alive(other)
+                    if alive[other]:
+                        break
+                else:
+                    free.append(key)
+            cost = sum(costs[key] for key in free)
+            if free and budget is not None and not self._affordable(cost, budget):
+                raise BudgetReached(f"the next request may cost ${cost:.4f}, more than is left of ${budget:g}")
+            values = [(key, owner, costs[key]) for key in free]
+            self._db.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", values)
+            return free
+
+    def release(self, *keys: str) -> None:
+        """End leases without an answer."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM leases WHERE key = ?", [(key,) for key in keys])
 
     def _affordable(self, cost: float, budget: float) -> bool:
         for (owner,) in self._db.execute("SELECT DISTINCT owner FROM leases").fetchall():

@@ -79,8 +79,8 @@ class ProfileVectors:
         split = self.lineage.get("split")
         if split is not None and split != split_hash:
             raise DataError(
-                f"{where}: written from split {split[:12]}, and this data set is split {split_hash[:12]}: the texts may "
-                "tell what is to be predicted; write profiles for this split, or move the file out of the folder"
+                f"{where}: written from split {split[:12]}, and this data set is split {split_hash[:12]}: the texts "
+                "may tell what is to be predicted; write profiles for this split, or move the file out of the folder"
             )
 
 

@@ -7,6 +7,9 @@ import math
 import sys
 from typing import NoReturn
 
+from .profile_options import add_profile_options
+from .service_options import add_chat_options, add_service_options
+
 MODELS = ("cvga", "gccf", "l_diffrec", "lightgcn", "mf", "mult_vae", "simgcl")
 FRAMEWORKS = ("none", "promax", "proex", "both")
 PRESETS = ("released", "paper")
@@ -90,6 +93,16 @@ def make_parser() -> argparse.ArgumentParser:
         "data", parents=[common, as_json], help="describe a data set", description="Check and describe a data set."
     )
     data.add_argument("data", nargs="?", metavar="DIR", help="a folder, or a built-in name (default: the built-in set)")
+
+    profile = commands.add_parser(
+        "profile",
+        parents=[common, as_json],
+        help="have a language model write profiles",
+        description="Have a language model write profiles of items and users from training interactions and reviews.",
+    )
+    add_profile_options(profile, _positive_int, _count)
+    add_chat_options(profile, _weight, _positive_int, _count)
+    add_service_options(profile, _positive, _positive_int, _count)
 
     commands.add_parser(
         "info",

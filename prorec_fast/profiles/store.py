@@ -295,10 +295,19 @@ class Store:
             self._db.execute("INSERT OR REPLACE INTO profiles VALUES (?, ?, ?, ?, ?)", values)
             self._db.execute("DELETE FROM failures WHERE run = ? AND side = ? AND row = ?", (run, side, row))
 
-    def profiles(self, run: str, side: str) -> dict[int, tuple[list[str], dict[str, Any]]]:
-        """row -> (texts, lineage) of what is finished."""
-        rows = self._read("SELECT row, texts, lineage FROM profiles WHERE run = ? AND side = ? ORDER BY row", run, side)
-        return {row: (json.loads(texts), json.loads(lineage)) for row, texts, lineage in rows}
+    def profiles(self, run: str, side: str) -> Iterator[tuple[int, list[str], dict[str, Any]]]:
+        """(row, texts, lineage) of what is finished, by row, read some at a time."""
+        query = (
+            "SELECT row, texts, lineage FROM profiles WHERE run = ? AND side = ? AND row > ? ORDER BY row LIMIT 1000"
+        )
+        row = -1
+        while part := self._read(query, run, side, row):
+            for row, texts, lineage in part:
+                yield row, json.loads(texts), json.loads(lineage)
+
+    def finished_rows(self, run: str, side: str) -> set[int]:
+        """The rows that have profiles."""
+        return {row for (row,) in self._read("SELECT row FROM profiles WHERE run = ? AND side = ?", run, side)}
 
     def save_failure(self, run: str, side: str, row: int, failure: Failure) -> None:
         """Note in the ledger why there is no profile."""

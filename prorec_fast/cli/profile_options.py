@@ -1,0 +1,21 @@
+"""The options of `prorec-fast profile`."""
+
+from __future__ import annotations
+
+import argparse
+
+DOMAINS = ("generic", "books", "places", "games", "films")
+
+
+def add_profile_options(parser: argparse.ArgumentParser, positive_int: type, count: type) -> None:
+    """What is written, and of whom; the last arguments are the parser's own checks."""
+    add = parser.add_argument
+    add("--data", metavar="DIR", required=True, help="a data folder with texts, as `prorec-fast data import` makes it")
+    add("--model", metavar="M", help="the service's name of a chat model")
+    add("--num-profiles", type=positive_int, metavar="K", default=4, help="of every user and item (default: 4)")
+    add("--sides", choices=("items", "users"), nargs="+", help="whose (default: items, then users)")
+    add("--domain", choices=DOMAINS, default="generic", help="whose words the prompts use (default: generic)")
+    add("--prompts", metavar="DIR", help="prompt files of your own, in place of those of the same name")
+    add("--max-reviews", type=count, metavar="N", default=10, help="in an item's prompt (default: 10)")
+    add("--max-items", type=positive_int, metavar="N", default=20, help="in a user's prompt (default: 20)")
+    add("--retry-failed", action="store_true", help="ask again, and pay again, where no answer was valid")

@@ -15,7 +15,14 @@ from .parser import make_parser
 
 __all__ = ["main"]
 
-_COMMANDS = {"train": "train", "evaluate": "evaluate", "profile": "profile", "data": "inspect", "info": "inspect"}
+_COMMANDS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "recommend": "recommend",
+    "profile": "profile",
+    "data": "inspect",
+    "info": "inspect",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

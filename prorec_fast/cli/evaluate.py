@@ -7,20 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prorec_fast import frameworks
-from prorec_fast.data import load
-from prorec_fast.frameworks import OWN_STATE
-from prorec_fast.models import build
-from prorec_fast.train import RunError, evaluate, read_weights
-from prorec_fast.train.run_folder import CONFIG, HISTORY, WEIGHTS, read_json
+from prorec_fast.train import RunError, evaluate, load_run
+from prorec_fast.train.run_folder import WEIGHTS
 
 from .report import merged_notes
 from .settings import pick_device
 
 if TYPE_CHECKING:
-    from prorec_fast.data import Dataset
-    from prorec_fast.frameworks import Objective
-    from prorec_fast.models import Recommender
+    import torch
 
 # the same weights on the same device rank alike; another device may order near-equal scores otherwise
 _SAME_DEVICE_TOLERANCE = 1e-6
@@ -53,40 +47,14 @@ def _run_folders(path: Path) -> list[Path]:
     return folders
 
 
-def _evaluate_one(folder: Path, data_override: str | None, device: Any) -> dict[str, Any]:
-    config = read_json(folder / CONFIG)
-    try:
-        source, fingerprint = config["data"]["source"], config["data"]["fingerprint"]
-        model_config, trained_on = dict(config["model"]), config["training"]["device"]
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{folder / CONFIG}: not written by a training run") from error
-    data = load(data_override or source)
-    if data.fingerprint != fingerprint:
-        raise RunError(f"{folder}: trained on other data than {data.source} now holds; give the original with --data")
-    model = build(model_config.pop("name"), data, **model_config)
-    ranker = _with_weights(model.to(device), data, config["framework"], folder)
-    test = evaluate(ranker, data, "test")
-    result = read_json(folder / HISTORY)["result"] if (folder / HISTORY).exists() else None
-    if result is None:
+def _evaluate_one(folder: Path, data_override: str | None, device: torch.device) -> dict[str, Any]:
+    run = load_run(folder, data=data_override, device=device)
+    test = evaluate(run.ranker, run.data, "test")
+    if run.result is None:
         verdict = "the run is not finished, nothing to compare with"
     else:
-        tolerance = _SAME_DEVICE_TOLERANCE if trained_on == str(device) else _OTHER_DEVICE_TOLERANCE
-        same = all(abs(test[name] - value) <= tolerance for name, value in result["test"].items())
+        same_device = run.config["training"]["device"] == str(device)
+        tolerance = _SAME_DEVICE_TOLERANCE if same_device else _OTHER_DEVICE_TOLERANCE
+        same = all(abs(test[name] - value) <= tolerance for name, value in run.result["test"].items())
         verdict = "equal to the stored result" if same else "differs from the stored result"
-    return {"run": str(folder), "data": data.name, "notes": config["notes"], "test": test, "verdict": verdict}
-
-
-def _with_weights(
-    model: Recommender, data: Dataset, framework: dict[str, Any], folder: Path
-) -> Recommender | Objective:
-    """What the run's weights belong to: the model, or where the framework has weights of its own, its objective."""
-    weights = read_weights(folder)
-    try:
-        if not any(name.startswith(OWN_STATE) for name in weights):
-            model.load_state_dict(weights)
-            return model
-        objective = frameworks.build(**framework).bind(model, data)
-        objective.load_all_state(weights)
-    except (RuntimeError, TypeError) as error:
-        raise RunError(f"{folder / WEIGHTS}: does not fit the model in {CONFIG}") from error
-    return objective
+    return {"run": str(folder), "data": run.data.name, "notes": run.config["notes"], "test": test, "verdict": verdict}

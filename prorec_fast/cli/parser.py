@@ -89,6 +89,20 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", metavar="DIR", help="where the data is now, if it has moved")
     evaluate.add_argument("--device", metavar="D", help="cpu, cuda, ...; default: cuda where there is one")
 
+    recommend = commands.add_parser(
+        "recommend",
+        parents=[common],
+        help="the best new items of each user, from a run folder",
+        description="Rank the items that a user does not have yet, in any split, with a run's best weights.",
+    )
+    recommend.add_argument("run", metavar="RUN", help="a run folder")
+    recommend.add_argument("--users", nargs="+", metavar="ID", help="own ids of users (default: all)")
+    recommend.add_argument("--count", "-k", type=_positive_int, metavar="N", default=10, help="items (default: 10)")
+    recommend.add_argument("--out", metavar="FILE", help="where to write (default: standard output)")
+    recommend.add_argument("--json", action="store_true", help="one JSON object a user and line, not tab-separated")
+    recommend.add_argument("--data", metavar="DIR", help="where the data is now, if it has moved")
+    recommend.add_argument("--device", metavar="D", help="cpu, cuda, ...; default: cuda where there is one")
+
     data = commands.add_parser(
         "data", parents=[common, as_json], help="describe a data set", description="Check and describe a data set."
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+from prorec_fast._files import replaced_atomically
 
 from .errors import DataError
 
@@ -56,16 +57,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def write_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
     """Replace `path` (`.jsonl.gz`, or plain) by one line an object, in one step; equal objects make equal bytes."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(scratch, "wb") as raw:
-            packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
-            for value in objects:
-                packed.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-            if packed is not raw:
-                packed.close()
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replaced_atomically(path, "wb") as raw:
+        packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+        for value in objects:
+            packed.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        if packed is not raw:
+            packed.close()

@@ -5,5 +5,16 @@ from __future__ import annotations
 from .evaluation import evaluate
 from .loop import Run, TrainingError, fit
 from .run_folder import RunError, RunFolder, read_weights
+from .stored import StoredRun, load_run
 
-__all__ = ["Run", "RunError", "RunFolder", "TrainingError", "evaluate", "fit", "read_weights"]
+__all__ = [
+    "Run",
+    "RunError",
+    "RunFolder",
+    "StoredRun",
+    "TrainingError",
+    "evaluate",
+    "fit",
+    "load_run",
+    "read_weights",
+]

@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
+from prorec_fast._files import write_atomically
+
 WEIGHTS = "weights.safetensors"
 STATE = "state.safetensors"
 CONFIG = "config.json"
@@ -46,16 +48,6 @@ class Progress:
     best_value: float = float("-inf")
     since_best: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a reader, or a crash, sees the old file or the new one."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    with open(scratch, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -149,8 +149,9 @@ def ask(
             reasons.append(" ".join(str(error).split()))
         if len(reasons) == attempts:
             raise Malformed(reasons)
+        # all of it, or the same bad answer twice would make the next request the same one, which is stored already
         conversation = (
-            *messages,
+            *conversation,
             {"role": "assistant", "content": answer.content or ""},
             {
                 "role": "user",

@@ -53,7 +53,7 @@ def _write(arguments: argparse.Namespace, folder: Path, prices: Any) -> int:
         return 0
     from prorec_fast.profiles.write import write_profiles
 
-    progress = _Progress()
+    progress = _progress()
     try:
         report = write_profiles(
             folder,
@@ -73,21 +73,29 @@ def _write(arguments: argparse.Namespace, folder: Path, prices: Any) -> int:
     return 0 if report.complete else 1
 
 
-class _Progress:
-    """One bar after the other."""
+def _progress() -> Any:
+    from prorec_fast.profiles.write import Progress
 
-    def __init__(self) -> None:
-        self.side, self.shown = "", None
+    class OneBarAfterTheOther(Progress):
+        side, shown = "", None
 
-    def __call__(self, side: str, report: SideReport, spent: Spent) -> None:
-        if side != self.side:
-            self.close()
-            self.side, self.shown = side, CostProgress(f"{side}s", report.total)
-        self.shown(report.total - report.left, sum(report.failed.values()), spent)
+        def update(self, side: str, report: SideReport, spent: Spent) -> None:
+            if side != self.side:
+                self.close()
+                self.side, self.shown = side, CostProgress(f"{side}s", report.total)
+            self.shown(report.total - report.left, sum(report.failed.values()), spent)
 
-    def close(self) -> None:
-        if self.shown is not None:
-            self.shown.close()
+        def batches(self, open: int, requests: int, done: int) -> None:
+            self.shown.batches(open, requests, done)
+
+        def note(self, line: str) -> None:
+            self.shown.note(line)
+
+        def close(self) -> None:
+            if self.shown is not None:
+                self.shown.close()
+
+    return OneBarAfterTheOther()
 
 
 def _show_estimates(found: dict[str, Estimate], arguments: argparse.Namespace) -> None:

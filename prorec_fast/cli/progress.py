@@ -23,6 +23,7 @@ class CostProgress:
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total = label, total
         self.started, self.at_start, self.last_line = time.monotonic(), -1, 0.0
+        self.last_batches = ""
         self.bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -42,11 +43,22 @@ class CostProgress:
         now = time.monotonic()
         if now - self.last_line >= _SECONDS or done == self.total:
             self.last_line = now
-            print(
-                f"{self.label}: {done} of {self.total} done, {_cost(failed, spent)}{self._left(done, now)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            self.note(f"{self.label}: {done} of {self.total} done, {_cost(failed, spent)}{self._left(done, now)}")
+
+    def batches(self, open: int, requests: int, done: int) -> None:
+        """While the service works on batches, nothing else happens."""
+        state = f"{open} {'batch' if open == 1 else 'batches'} open, {done} of {requests} requests done"
+        if self.bar is not None:
+            self.bar.set_postfix_str(state)
+        elif state != self.last_batches:
+            self.note(f"{self.label}: {state}")
+        self.last_batches = state
+
+    def note(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def _left(self, done: int, now: float) -> str:
         if done <= self.at_start or done >= self.total:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from prorec_fast.data import load
 from prorec_fast.data.jsonl import write_jsonl
 from prorec_fast.data.texts import NodeText, load_texts
 
-from . import batch, online
+from . import online
 from .chain import Written, item_chain, user_chain
 from .errors import BudgetReached
 from .pricing import Prices
@@ -117,7 +117,17 @@ class Report:
         }
 
 
-Progress = Callable[[str, SideReport, Spent], None]
+class Progress:
+    """Hears how a run goes; a subclass overrides what it is interested in."""
+
+    def update(self, side: str, report: SideReport, spent: Spent) -> None:
+        """Of "item" or "user" something has changed; `spent` is the run's so far."""
+
+    def batches(self, open: int, requests: int, done: int) -> None:
+        """Batches that the service is at, their requests, and how many of those it has done."""
+
+    def note(self, line: str) -> None:
+        """Something that the user is to know, and that stops nothing."""
 
 
 def write_profiles(
@@ -146,7 +156,7 @@ def write_profiles(
         store: the SQLite file of answers; None: `answers.sqlite` in the folder.
         budget: dollars for all that the store ever pays for.
         transport: "online", or "batch": the Batch API, looked at every `poll` seconds.
-        progress: called with "item" or "user", its report, and what is spent so far, whenever something has changed.
+        progress: hears how it goes.
 
     Returns:
         A report. `stopped` says that the budget was reached, or that items were left unanswered.
@@ -172,6 +182,8 @@ def write_profiles(
 
         async def walk(side: str) -> None:
             if transport == "batch":
+                from . import batch
+
                 await batch.run(writer.chains(side), session, poll=poll)
             else:
                 await online.run(writer.chains(side), session)
@@ -182,7 +194,7 @@ def write_profiles(
                 run_to_end(lambda side=side: walk(side), session)
                 unanswered = writer.reports[side].failed[_AGAIN]
                 if unanswered and side != writer.settings.sides[-1]:
-                    stopped = f"{unanswered} items got no answer, and users' profiles are written from the items'"
+                    stopped = f"{unanswered} of the items got no answer, and users' profiles are written from theirs"
                     break
         except BudgetReached as error:
             stopped = str(error)
@@ -213,7 +225,7 @@ class Writer:
         self.reports = {side: SideReport(self.sizes[side]) for side in settings.sides}
 
     def open(self, store: Store, progress: Progress | None = None) -> None:
-        self.store, self.progress, self.spent_before = store, progress, store.spent()
+        self.store, self.progress, self.spent_before = store, progress or Progress(), store.spent()
         self.item_profiles = {row: texts[0] for row, texts, _ in store.profiles(self.run, "item")}
 
     def spent(self) -> Spent:
@@ -277,9 +289,14 @@ class Writer:
     def paid(self) -> None:
         self._tell()
 
+    def batches(self, open: int, requests: int, done: int) -> None:
+        self.progress.batches(open, requests, done)
+
+    def note(self, line: str) -> None:
+        self.progress.note(line)
+
     def _tell(self) -> None:
-        if self.progress is not None:
-            self.progress(self.side, self.reports[self.side], self.spent())
+        self.progress.update(self.side, self.reports[self.side], self.spent())
 
     def write_files(self) -> list[str]:
         """The profiles and the ledger of all sides that the store knows of, as files of the data folder."""

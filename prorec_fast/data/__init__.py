@@ -1,10 +1,12 @@
 """Data sets: interactions in three splits, with profile vectors where there are any."""
 
 from .dataset import Dataset, Interactions
+from .enriched import save_enrichment, with_enrichment
 from .errors import DataError
 from .loading import load
 from .texts import NodeText, Review, Texts, load_texts, own_ids
 
 __all__ = [
     "DataError", "Dataset", "Interactions", "NodeText", "Review", "Texts", "load", "load_texts", "own_ids",
+    "save_enrichment", "with_enrichment",
 ]  # fmt: skip

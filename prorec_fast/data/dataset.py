@@ -114,6 +114,7 @@ class Dataset:
     Attributes:
         source: what `load` was given, made absolute where it is a folder; `load(source)` gives the same set again.
         train_enriched: the training rows plus interactions added before training, where the set brings them.
+        enriched_by: where those came from, in words.
         user_profiles, item_profiles: float32 [num_users, t] and [num_items, t], both or neither.
         further_profiles: more such pairs, for methods that use several profiles of one user or item.
         provenance: where the profiles came from; to be printed with every result that rests on them.
@@ -127,6 +128,7 @@ class Dataset:
     valid: Interactions
     test: Interactions
     train_enriched: Interactions | None = None
+    enriched_by: str = "train_enriched, as published with the data set"
     user_profiles: Tensor | None = None
     item_profiles: Tensor | None = None
     further_profiles: Sequence[tuple[Tensor, Tensor]] = ()
@@ -201,7 +203,7 @@ class Dataset:
     def enrichment(self) -> str:
         """Where `enriched_graph` comes from, in words."""
         if self.train_enriched is not None:
-            return "train_enriched, as published with the data set"
+            return self.enriched_by
         return "items of the 10 users most similar by profile, within each user's sparsity budget, no LLM re-ranking"
 
     def with_cooccurrence_profiles(self, dim: int = 64, *, seed: int = 0) -> Dataset:
@@ -284,6 +286,7 @@ class Dataset:
             "valid": self.valid.num_edges,
             "test": self.test.num_edges,
             "train_enriched": None if self.train_enriched is None else self.train_enriched.num_edges,
+            "enrichment": None if self.train_enriched is None else self.enriched_by,
             "density": self.train.num_edges / (self.num_users * self.num_items),
             "train_per_user_quartiles": quartiles,
             "train_per_user_max": int(degrees.max()),

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import npz, pickles
 from .dataset import Dataset
+from .enriched import ENRICHED, with_enrichment
 from .errors import DataError
 
 SYNTHETIC = "synthetic"
@@ -78,34 +79,39 @@ def _load_synthetic() -> Dataset:
     )
 
 
-def load(path_or_name: str | os.PathLike[str] = SYNTHETIC, *, profiles: bool = True) -> Dataset:
+def load(path_or_name: str | os.PathLike[str] = SYNTHETIC, *, profiles: bool = True, enriched: bool = True) -> Dataset:
     """Load a data set.
 
     Args:
         path_or_name: "synthetic" (built in; made on first use and kept in the user's cache folder), or a folder with
-            `interactions.npz` (see `npz.load_npz_folder`) or with `trn_mat.pkl` (see `pickles.load_pickle_folder`).
+            `interactions.npz` (see `npz.load_npz_folder`) or with `trn_mat.pkl` (see `pickles.load_pickle_folder`),
+            and, where `prorec-fast retrieve` has been there, `enriched.npz` (see `enriched.save_enrichment`).
         profiles: false for the interactions alone, for what writes profiles: those in the folder may be of a split
             that is no more, which is an error otherwise.
+        enriched: false to leave `enriched.npz` alone, for what writes it; it rests on profiles, and goes with them.
 
     Raises:
         DataError: no such data set, or one that is malformed; one line naming the file and the problem.
     """
-    data = _load(path_or_name, profiles=profiles)
+    data = _load(path_or_name, profiles=profiles, enriched=enriched and profiles)
     if profiles:
         return data
     return replace(data, user_profiles=None, item_profiles=None, further_profiles=(), provenance="no profiles")
 
 
-def _load(path_or_name: str | os.PathLike[str], *, profiles: bool) -> Dataset:
+def _load(path_or_name: str | os.PathLike[str], *, profiles: bool, enriched: bool) -> Dataset:
     if str(path_or_name) == SYNTHETIC:
         return _load_synthetic()
     folder = Path(path_or_name).expanduser().absolute()
     if folder.is_file():
         raise DataError(f"{folder}: is a file; give the folder that holds it")
     if (folder / npz.INTERACTIONS).is_file():
-        return npz.load_npz_folder(folder, profiles=profiles)
-    if (folder / pickles.TRAIN).is_file():
-        return pickles.load_pickle_folder(folder)
-    if not folder.is_dir():
+        data = npz.load_npz_folder(folder, profiles=profiles)
+    elif (folder / pickles.TRAIN).is_file():
+        data = pickles.load_pickle_folder(folder)
+    elif not folder.is_dir():
         raise DataError(f"{path_or_name}: no such folder, and the only built-in data set is '{SYNTHETIC}'")
-    raise DataError(f"{folder}: holds neither {npz.INTERACTIONS} nor {pickles.TRAIN}")
+    else:
+        raise DataError(f"{folder}: holds neither {npz.INTERACTIONS} nor {pickles.TRAIN}")
+    file = folder / ENRICHED
+    return with_enrichment(data, file) if enriched and file.is_file() else data

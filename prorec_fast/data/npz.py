@@ -19,7 +19,7 @@ INTERACTIONS = "interactions.npz"
 Pair = tuple[Tensor, Tensor]  # users', items'
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -38,7 +38,7 @@ def _shape(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[int, int]:
 
 
 def _archived_profiles(path: Path, num_users: int, num_items: int) -> tuple[list[Pair], str]:
-    arrays = _arrays(path)
+    arrays = read_arrays(path)
     if "items" not in arrays:
         raise DataError(f"{path}: no array 'items' [{num_items}, t]")
     items = checked_profiles(arrays["items"], num_items, f"{path}: items")
@@ -81,7 +81,7 @@ def load_npz_folder(folder: Path, *, profiles: bool = True) -> Dataset:
         DataError: naming the file and the problem; also where profile texts were written from another split.
     """
     path = folder / INTERACTIONS
-    arrays = _arrays(path)
+    arrays = read_arrays(path)
     num_users, num_items = _shape(arrays, path)
     splits = {}
     for split in (*SPLITS, "train_enriched"):

@@ -142,7 +142,7 @@ def _nearest(graph: BipartiteGraph, similar: Tensor, item: Tensor) -> Tensor:
     edges = users * graph.num_items + items  # ascending
     has = torch.zeros_like(similar, dtype=torch.bool)
     for column, users_there in zip(has.unbind(1), similar.unbind(1), strict=True):
-        wanted = users_there * graph.num_items + item
+        wanted = users_there * graph.num_items + item  # below 0 for nobody
         at = torch.searchsorted(edges, wanted).clamp_max(edges.numel() - 1)
-        column.copy_((users_there >= 0) & (edges[at] == wanted))
+        column.copy_(edges[at] == wanted)
     return similar.gather(1, has.int().argmax(1, keepdim=True)).flatten()

@@ -11,9 +11,10 @@ import json
 import math
 import random
 import re
-import struct
 from collections import Counter
 from functools import lru_cache
+
+import numpy as np
 
 _OPENINGS = (
     "Drawn to {a} and {b}",
@@ -261,26 +262,19 @@ def _parts(schema: object):
 # --- Embeddings ---
 
 
-def embedding(text: str, width: int) -> list[float]:
-    """A unit vector of `width`: each word of the text adds a direction of its own, so that similar texts are near."""
+def embedding(text: str, width: int) -> np.ndarray:
+    """A unit vector, [width] float32: each word adds a direction of its own, so that similar texts are near."""
     counts = Counter(re.findall(r"\w+", text.lower())) or Counter([text])
-    total = [0.0] * width
-    for word, count in sorted(counts.items()):
-        weight = 1.0 + math.log(count)
-        for place, value in enumerate(_direction(word, width)):
-            total[place] += weight * value
-    length = math.sqrt(sum(value * value for value in total))
-    return [value / length for value in total]
+    total = sum((1 + math.log(count)) * _direction(word, width) for word, count in sorted(counts.items()))
+    return (total / np.linalg.norm(total)).astype(np.float32)
 
 
 @lru_cache(maxsize=65536)
-def _direction(word: str, width: int) -> tuple[float, ...]:
-    source = random.Random(hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest())
-    return tuple(source.gauss(0.0, 1.0) for _ in range(width))
+def _direction(word: str, width: int) -> np.ndarray:
+    seed = hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
+    return np.random.default_rng(int.from_bytes(seed, "big")).standard_normal(width)
 
 
-def encoded(vector: list[float], encoding: str) -> list[float] | str:
+def encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
     """The vector as JSON holds it: numbers, or for "base64" the little-endian float32 bytes."""
-    if encoding == "base64":
-        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-    return vector
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if encoding == "base64" else vector.tolist()

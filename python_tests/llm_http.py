@@ -78,7 +78,6 @@ async def send(
     except ConnectionError:
         raise Closed from None
     if half:
-        writer.close()  # once what is written has gone
         raise Closed
 
 

@@ -106,9 +106,7 @@ def test_answers_honour_what_a_schema_can_say():
 
 
 def test_json_mode_finds_the_schema_in_the_system_message():
-    system = (
-        f'Answer {{like this}}, as JSON of this schema:\n{json.dumps(Profiles.model_json_schema())}\nNot {{"a": 1}}'
-    )
+    system = f'Answer {{so}}, not {{"a": 1}}, but JSON of this schema:\n{json.dumps(Profiles.model_json_schema())}'
     body = asking("Dragons", count=2)
     body["messages"].insert(0, {"role": "system", "content": system})
     with LLMServer() as server:
@@ -198,14 +196,15 @@ def test_late_and_half_answers_are_paid():
         with pytest.raises(openai.APIConnectionError):
             drive(server, ask())
         assert list(server.paid.values()) == [1]
+    start = time.monotonic()
     with LLMServer(faults=first(1, "slow")) as server:
         with pytest.raises(openai.APITimeoutError):
-            drive(server, ask(), timeout=0.1)
-        while server.in_flight:  # less than slow_for: the client has gone
+            drive(server, ask(), timeout=0.4)
+        while server.in_flight:
             time.sleep(0.01)
+        assert time.monotonic() - start < server.settings.slow_for / 2  # it waits no longer than the client
         drive(server, ask(), timeout=5)
     assert list(server.paid.values()) == [2]
-    assert server.requests[1].time - server.requests[0].time < 2
 
 
 def test_a_body_can_be_garbage():
@@ -229,9 +228,13 @@ def test_spoilt_answers_do_not_fit_and_are_paid():
 
 
 def test_truncated_answers_stop_for_both_reasons():
+    async def conversation(client):
+        await client.embeddings.create(model="e", input="not of an embedding")
+        return {(await ask(f"cut {number}", Profiles)(client)).finish_reason for number in range(8)}
+
     with LLMServer(faults={"truncated": 1}) as server:
-        reasons = {drive(server, ask(f"cut {number}", Profiles)).finish_reason for number in range(8)}
-    assert reasons == {"length", "stop"}
+        assert drive(server, conversation) == {"length", "stop"}
+    assert [record.fault for record in server.requests] == [None] + ["truncated"] * 8
 
 
 def test_invented_ids_are_mixed_with_offered_ones():
@@ -257,7 +260,7 @@ def test_the_client_waits_as_retry_after_says():
     with LLMServer(faults=first(2, "rate-limit"), retry_after=0.1) as server:
         start = time.monotonic()
         drive(server, ask(), max_retries=2)
-        assert 0.2 < time.monotonic() - start < 0.9  # two of the client's own pauses take longer
+        assert 0.2 < time.monotonic() - start < 1.1  # two of the client's own pauses take longer
     assert [record.status for record in server.requests] == [429, 429, 200]
     assert [record.request.attempt for record in server.requests] == [0, 1, 2]
     assert list(server.paid.values()) == [1]
@@ -308,6 +311,7 @@ def test_a_known_idempotency_key_is_charged_once(idempotent, paid):
         assert list(server.paid.values()) == [paid]
         assert drive(server, ask(headers={"Idempotency-Key": "two"})) == answer
         assert list(server.paid.values()) == [paid + 1]
+        assert [record.paid for record in server.requests] == [True, not idempotent, True]
         if idempotent:
             with pytest.raises(openai.BadRequestError, match="Idempotency-Key"):
                 drive(server, ask("something else", headers=keyed))
@@ -323,7 +327,7 @@ def test_many_at_once():
     with LLMServer(latency=0.2) as server:
         start = time.monotonic()
         drive(server, flood)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 15  # one after the other takes 38
     assert 64 <= server.peak_in_flight <= 192 and server.in_flight == 0
     assert len(server.paid) == 192 == server.stats()["paid_once"]
 
@@ -393,13 +397,14 @@ def test_a_batch_answers_as_the_chat_does():
 
 def test_lines_of_a_batch_meet_faults():
     def script(request):
-        return "server-error" if request.batch and "2" in str(request.body) else None
+        return None if not request.batch else "server-error" if "2" in str(request.body) else "dropped"
 
     with LLMServer(faults=script) as server:
         _, output, errors = batched(server, [asking(f"user {number}") for number in range(4)])
     assert sorted(output) == ["n0", "n1", "n3"] and list(errors) == ["n2"]
     assert errors["n2"]["response"]["status_code"] == 500
     assert len(server.paid) == 3
+    assert [record.fault for record in server.requests if record.request.batch] == [None, None, "server-error", None]
 
 
 def test_a_batch_can_expire_and_the_next_complete():
@@ -476,15 +481,15 @@ def test_the_program_serves_until_it_is_interrupted(tmp_path):
             with urllib.request.urlopen(base_url.removesuffix("/v1") + "/stats") as answer:
                 shown = json.load(answer)
             taken = program("--port", base_url.split(":")[2][:-3])
-            assert "Traceback" not in taken.communicate(timeout=10)[1] and taken.returncode == 2
+            assert "Traceback" not in taken.communicate(timeout=30)[1] and taken.returncode == 2
         finally:
             running.send_signal(signal.SIGINT)
-        assert running.wait(10) == 0
+        assert running.wait(30) == 0
     assert shown["faults"] == {"bad-request": 1} and shown["paid"] == {}
     assert json.loads(stats.read_text())["requests"] == 1
 
 
 def test_the_program_names_the_faults_there_are():
     with program("--faults", "nonsense=1") as running:
-        assert "no fault is called 'nonsense'; there are rate-limit," in running.communicate(timeout=10)[1]
+        assert "no fault is called 'nonsense'; there are rate-limit," in running.communicate(timeout=30)[1]
     assert running.returncode == 2

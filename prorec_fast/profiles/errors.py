@@ -39,3 +39,10 @@ class ServiceRefused(ProfileError):
 
 class BudgetReached(ProfileError):
     """The next request might cost more than is left. The run stops."""
+
+    def __init__(self, cost: float, budget: float) -> None:
+        super().__init__(f"the next request may cost ${cost:.4f}, more than is left of ${budget:g}")
+
+
+class InOpenBatch(ProfileError):
+    """A batch at the service is going to bring the answer, so it is not to be paid for again. The run stops."""

@@ -15,14 +15,15 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import BudgetReached, ProfileError
+from .errors import BudgetReached, InOpenBatch, ProfileError
+from .open_batches import TABLES, BatchTables
 
 _VERSION = 1
 _SCHEMA = """
@@ -69,7 +70,7 @@ class Failure:
     round: int = 0
 
 
-class Store:
+class Store(BatchTables):
     """The answers, vectors, finished profiles and failures in the file `path`, which is made where it is missing.
 
     Its methods may be called from several threads, one at a time.
@@ -90,7 +91,7 @@ class Store:
             with self._transaction():
                 version = self._db.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:
-                    for statement in _SCHEMA.split(";\n"):
+                    for statement in (_SCHEMA + TABLES).split(";\n"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version={_VERSION}")
         except (OSError, sqlite3.Error) as error:
@@ -119,6 +120,9 @@ class Store:
     def _transaction(self) -> Iterator[None]:
         """Alone among all processes: what is read inside is still true when it ends."""
         with self._lock:
+            if self._db.in_transaction:  # of this thread, which has the lock
+                yield
+                return
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -126,6 +130,10 @@ class Store:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is saved inside reaches the disk at once, or not at all."""
+        return self._transaction()
 
     def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -156,7 +164,8 @@ class Store:
                 (key, model, body, prompt_chars, prompt_tokens, completion_tokens, cost, time.time()),
             )
             self._add_to_totals(model, 1, prompt_chars, prompt_tokens, completion_tokens, cost)
-            self._db.execute("DELETE FROM leases WHERE key = ?", (key,))
+            for table in ("leases", "batch_requests"):
+                self._db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
 
     def vectors(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """The float32 vectors stored under those of `keys` that have one."""
@@ -213,6 +222,7 @@ class Store:
 
         Raises:
             BudgetReached: `cost` with what is spent and what is leased would exceed the budget.
+            InOpenBatch: a batch has been sent that holds `key`.
         """
         return bool(self.lease_each({key: cost}, budget))
 
@@ -228,6 +238,10 @@ class Store:
             for key in costs:
                 if any(self._read(f"SELECT 1 FROM {table} WHERE key = ?", key) for table in ("answers", "vectors")):
                     continue
+                if self._read("SELECT 1 FROM batch_requests WHERE key = ?", key):
+                    raise InOpenBatch(
+                        "a batch that was sent is going to bring this answer; go on with batches to read it"
+                    )
                 for (other,) in self._read("SELECT owner FROM leases WHERE key = ?", key):
                     if other not in alive:
                         alive[other] = self._alive(other)
@@ -236,8 +250,8 @@ class Store:
                 else:
                     free.append(key)
             cost = sum(costs[key] for key in free)
-            if free and budget is not None and not self._affordable(cost, budget):
-                raise BudgetReached(f"the next request may cost ${cost:.4f}, more than is left of ${budget:g}")
+            if free and budget is not None and self._committed() + cost > budget:
+                raise BudgetReached(cost, budget)
             values = [(key, owner, costs[key]) for key in free]
             self._db.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", values)
             return free
@@ -247,12 +261,12 @@ class Store:
         with self._transaction():
             self._db.executemany("DELETE FROM leases WHERE key = ?", [(key,) for key in keys])
 
-    def _affordable(self, cost: float, budget: float) -> bool:
+    def _committed(self) -> float:
+        """Dollars that are spent or set aside."""
         for (owner,) in self._db.execute("SELECT DISTINCT owner FROM leases").fetchall():
             self._alive(owner)
-        leased = self._db.execute("SELECT COALESCE(SUM(cost), 0) FROM leases").fetchone()[0]
-        spent = self._db.execute("SELECT COALESCE(SUM(dollars), 0) FROM totals").fetchone()[0]
-        return spent + leased + cost <= budget
+        sums = ("SUM(dollars) FROM totals", "SUM(cost) FROM leases", "SUM(cost) FROM batch_requests")
+        return sum(self._db.execute(f"SELECT {part}").fetchone()[0] or 0.0 for part in sums)
 
     def _owner_file(self, name: str) -> Path:
         return self.path.with_name(f"{self.path.name}-owner-{name}")

@@ -239,9 +239,7 @@ class Store(BatchTables):
                 if any(self._read(f"SELECT 1 FROM {table} WHERE key = ?", key) for table in ("answers", "vectors")):
                     continue
                 if self._read("SELECT 1 FROM batch_requests WHERE key = ?", key):
-                    raise InOpenBatch(
-                        "a batch that was sent is going to bring this answer; go on with batches to read it"
-                    )
+                    raise InOpenBatch("an open batch is going to bring this answer; read it with --transport batch")
                 for (other,) in self._read("SELECT owner FROM leases WHERE key = ?", key):
                     if other not in alive:
                         alive[other] = self._alive(other)

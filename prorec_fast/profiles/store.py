@@ -26,6 +26,7 @@ from .errors import BudgetReached, InOpenBatch, ProfileError
 from .open_batches import TABLES, BatchTables
 
 _VERSION = 1
+_KEYS = 500  # in one query
 _SCHEMA = """
 CREATE TABLE answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, body TEXT NOT NULL, prompt_chars INTEGER NOT NULL,
     prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, cost REAL, created REAL NOT NULL) WITHOUT ROWID;
@@ -169,13 +170,17 @@ class Store(BatchTables):
 
     def vectors(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """The float32 vectors stored under those of `keys` that have one."""
-        found = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            for key, blob in self._read(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", *part):
-                found[key] = np.frombuffer(blob, dtype="<f4")
-        return found
+        found = self._of_vectors("key, vector", keys)
+        return {key: np.frombuffer(blob, dtype="<f4") for key, blob in found}
+
+    def with_vectors(self, keys: Sequence[str]) -> set[str]:
+        """Those of `keys` that have a vector."""
+        return {key for (key,) in self._of_vectors("key", keys)}
+
+    def _of_vectors(self, columns: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(keys), _KEYS):
+            part = keys[start : start + _KEYS]
+            yield from self._read(f"SELECT {columns} FROM vectors WHERE key IN ({','.join('?' * len(part))})", *part)
 
     def save_vectors(
         self,

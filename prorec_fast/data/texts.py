@@ -85,13 +85,24 @@ def own_ids(folder: str | os.PathLike[str], num_users: int, num_items: int) -> t
     Raises:
         DataError: as `load_texts`, of the files of users and items.
     """
-    folder, unused = _checked_folder(folder), hashlib.blake2b()
-    users = _read_nodes(folder, "users", num_users, unused)
-    items = _read_nodes(folder, "items", num_items, unused)
+    users, items = load_nodes(folder, num_users, num_items)
     return (
         [users[row].key if row in users else str(row) for row in range(num_users)],
         [items[row].key if row in items else str(row) for row in range(num_items)],
     )
+
+
+def load_nodes(
+    folder: str | os.PathLike[str], num_users: int, num_items: int
+) -> tuple[dict[int, NodeText], dict[int, NodeText]]:
+    """(users, items) as `load_texts` has them, without reading the reviews.
+
+    Raises:
+        DataError: as `load_texts`, of the files of users and items.
+    """
+    folder, unused = _checked_folder(folder), hashlib.blake2b()
+    users = _read_nodes(folder, "users", num_users, unused)
+    return users, _read_nodes(folder, "items", num_items, unused)
 
 
 def _checked_folder(folder: str | os.PathLike[str]) -> Path:

@@ -13,6 +13,11 @@ _HOMES = {
     "Prices": "pricing",
     "Store": "store",
     "ProfileError": "errors",
+    "EmbedSettings": "embed",
+    "embed_profiles": "embed_folder",
+    "estimate_embeddings": "embed_folder",
+    "load_vectors": "vectors",
+    "save_vectors": "vectors",
 }
 
 __all__ = list(_HOMES)

@@ -9,10 +9,10 @@ import numpy as np
 
 from prorec_fast._checks import positive_int
 
+from .digests import digest
 from .embedding_calls import EmbeddingCalls
-from .errors import ProfileError
+from .errors import BudgetReached, ProfileError
 from .pricing import Prices, estimated_tokens
-from .requests import digest
 from .settings import ServiceSettings
 from .store import Store
 
@@ -60,6 +60,7 @@ class Embedded:
         done: those that have one now, the reused included.
         cut: those longer than what is embedded of a text.
         failures: key -> why it has no vector.
+        stopped: why it ended before its end, where the budget was reached.
     """
 
     keys: list[str]
@@ -68,6 +69,7 @@ class Embedded:
     done: int = 0
     cut: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    stopped: str | None = None
 
 
 @dataclass
@@ -145,7 +147,7 @@ async def embed(texts: Iterable[str], session: EmbedSession) -> Embedded:
 
     Raises:
         ProfileError: see `distinct_texts`; nothing has been sent.
-        ServiceRefused, BudgetReached: as described there; also whatever `session.stop` was set to.
+        ServiceRefused: as described there; also whatever `session.stop` was set to.
     """
     embedded, wanted = distinct_texts(texts, session.settings.key, session.settings.max_chars)
     stored = session.store.with_vectors(list(wanted))
@@ -159,6 +161,8 @@ async def embed(texts: Iterable[str], session: EmbedSession) -> Embedded:
                 run.width = len(gather(session.store, [next(iter(stored))])[0])
             try:
                 await run.walk_all(batches(missing, session.settings))
+            except BudgetReached as error:
+                embedded.stopped = str(error)
             finally:
                 run.store_thread.shutdown()
     return embedded

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .digests import digest
 from .embeddings import read_embeddings, read_tokens
 from .errors import BudgetReached, Malformed, Rejected, ServiceRefused, Unanswered
 from .pricing import estimated_tokens
-from .requests import digest
 
 if TYPE_CHECKING:
     import openai

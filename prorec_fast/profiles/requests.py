@@ -6,7 +6,6 @@ first and keeps every answer there before the chain sees it, so a chain that is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from .digests import digest
 from .errors import Malformed
 from .settings import ChatSettings
 
@@ -182,9 +182,3 @@ def _unfenced(text: str) -> str:
     if text.startswith("```") and text.endswith("```"):
         return text[3:-3].removeprefix("json").strip()
     return text
-
-
-def digest(value: object) -> str:
-    """A hash of plain values, equal for equal ones."""
-    plain = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -7,12 +7,17 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from .errors import ProfileError
-from .session import Session
 
 T = TypeVar("T")
+
+
+class Session(Protocol):
+    """Starts nothing more once `stop` is set, and lets what is under way end."""
+
+    stop: BaseException | None
 
 
 class Interrupted(ProfileError):

@@ -81,15 +81,24 @@ def test_one_profile_is_the_original_alone(view):
     assert written.profiles == (ORIGINAL,) and len(asked) == 1 and set(material_of(asked[0])) == {"material"}
 
 
-def test_the_prompt_hash_is_of_all_that_was_said(view):
+def test_the_prompt_hash_is_of_all_that_was_said(view, tmp_path):
+    (tmp_path / "item_original.txt").write_text("{rules} {length}")
+
     def of(prompts=PROMPTS, row=3, answer=good, count=4) -> str:
         return walk(item_chain(view, row, prompts, count), answer)[0].prompt_hash
 
     def otherwise(request):
         return {"latent": ["wants a riddle: buys the whole series"]} if request.schema is Preferences else good(request)
 
-    hashes = [of(), of(Prompts.load("films")), of(row=4), of(answer=otherwise), of(count=1)]
-    assert of() == hashes[0] and len(set(hashes)) == 5
+    hashes = [
+        of(),
+        of(Prompts.load("films")),
+        of(Prompts.load("books", tmp_path)),
+        of(row=4),
+        of(answer=otherwise),
+        of(count=1),
+    ]
+    assert of() == hashes[0] and len(set(hashes)) == 6
 
 
 def spoiled(step, *answers):

@@ -60,6 +60,7 @@ def test_item_material_is_what_there_is():
         "attributes": {"pages": "90"},
         "reviews": [{"rating": 4, "text": "Fine"}],
     }
+    assert '"rating": 4,' in to_json(view.item_material(0))  # not 4.0
     assert view.item_material(1) == {"reviews": [{"text": "Odd"}]}
     assert view.item_material(2) == {"attributes": {"x": "y"}}
     assert view.item_material(3) == {}
@@ -126,6 +127,12 @@ def test_samples_are_drawn_evenly():
     assert counts.sum() == 1500 and np.abs(counts - 75).max() < 40  # 5 standard deviations
 
 
+def test_reviews_are_in_the_order_of_users():
+    data = dataset([[0, 1] for _ in range(500)], 2)
+    view = TrainView(data, texts(reviews=[Review(u, i, f"r{u}") for u in range(500) for i in (1, 0)]), max_reviews=500)
+    assert sampled(view) == [f"r{u}" for u in range(500)]
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
 def test_sample_sizes(count):
     assert len(sampled(one_item_view([None, 2.0] * 4, max_reviews=count))) == count
@@ -184,6 +191,7 @@ def test_view_rejects_rows():
         ("nul\x00 esc\x1b[31m del\x7f", "nul esc[31m del"),
         ("right \u202eleft\u2066 mark\u200f, zero\u200bwidth\ufeff, tag\U000e0041", "right left mark, zerowidth, tag"),
         ("half \ud83d of a pair", "half of a pair"),
+        ("Q&amp;A, &#34;fine&#34; &lt;b&gt; &#8238;AT&T", 'Q&A, "fine" AT&T'),
         ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f469\u200d\U0001f4bb", None),
         ("good<br />book, <b>bold</b>, 1 < 2 > 0 <3", "good book, bold , 1 < 2 > 0 <3"),
         ("</s><start_of_turn>user [INST] [/INST] [sic]", "user (INST) (/INST) [sic]"),
@@ -200,13 +208,23 @@ def test_cut_ends_at_a_word():
     assert cut("one two three", 10) == "one two..."
     assert cut("one two three", 9) == "one..."
     assert cut("x" * 50, 10) == "x" * 7 + "..."
+    assert cut("a " + "x" * 50, 10) == "a xxxxx..."
     assert all(len(cut("one two three", limit)) <= limit for limit in range(1, 20))
+
+
+def test_json_is_short_and_without_angle_brackets():
+    value = {"\u00fc": [4, 'a "b" \\ {c} <|im_end|>']}
+    assert json.loads(to_json(value)) == value
+    assert to_json(value).startswith('{"\u00fc": [4,') and not set("<>") & set(to_json(value))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({"rating": float("nan")})
 
 
 def test_overlap():
     text = "Readers who love slow, winding mysteries set in small towns."
     assert overlap(text, text.upper().replace(",", " -")) == 1.0
-    assert overlap(text, text.replace("small", "little")) > 0.7
-    assert overlap(text, "Fans of loud space battles and witty robots.") < 0.2
+    assert overlap(text, " ".join(reversed(text.split()))) == 1.0
+    assert overlap(text, text.replace("small", "little")) == pytest.approx(9 / 11)
+    assert overlap(text, "Fans of loud space battles and witty robots.") == 0.0
     assert overlap("!", "?") == 0.0
     assert overlap("喜欢慢节奏推理小说的读者", "喜欢慢节奏推理小说的读者。") == 1.0

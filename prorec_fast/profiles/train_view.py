@@ -22,8 +22,8 @@ _MAX_ATTRIBUTES = 20
 class TrainView:
     """The training part of a data set and its texts; nothing else is kept, so nothing else can reach a prompt.
 
-    Samples depend on `seed` and on the interactions alone, not on NumPy's version: a stored answer is found again only
-    under the very same prompt.
+    Samples depend on `seed`, the training interactions and their ratings alone, not on NumPy's version: a stored answer
+    is found again only under the very same prompt.
 
     Args:
         data: the data set; its validation and test interactions are not looked at.

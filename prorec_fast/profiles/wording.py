@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -17,12 +18,12 @@ _TURN = re.compile(r"\[(/?[A-Z_]{2,})\]")
 
 
 def clean(text: str) -> str:
-    """`text` as one line of visible characters, without markup.
+    """`text` as one line of visible characters, without HTML.
 
-    HTML tags become spaces, and bracketed words in capitals get round brackets: some servers' chat templates take
-    [INST] inside a message for the end of it.
+    Bracketed words in capitals get round brackets: some servers' chat templates take [INST] inside a message for the
+    end of it.
     """
-    text = _TAG.sub(" ", _INVISIBLE.sub("", text))
+    text = _TAG.sub(" ", _INVISIBLE.sub("", html.unescape(text)))
     return " ".join(_TURN.sub(r"(\1)", text).split())
 
 
@@ -48,12 +49,7 @@ def to_json(value: Mapping[str, object]) -> str:
     return plain.replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _trigrams(text: str) -> set[str]:
-    plain = " " + " ".join(re.findall(r"\w+", text.casefold())) + " "
-    return {plain[at : at + 3] for at in range(len(plain) - 2)}
-
-
 def overlap(first: str, second: str) -> float:
-    """Share of common character trigrams, 0 to 1 (Jaccard), whatever the case and punctuation; of any script."""
-    one, other = _trigrams(first), _trigrams(second)
+    """Share of common words, 0 to 1 (Jaccard), whatever their case, order and punctuation."""
+    one, other = (set(re.findall(r"\w+", text.casefold())) for text in (first, second))
     return len(one & other) / max(len(one | other), 1)

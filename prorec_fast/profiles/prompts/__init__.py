@@ -92,7 +92,7 @@ def _read_folder(folder: Path) -> dict[str, str]:
         if path.name not in known:
             raise ProfileError(f"{path}: no prompt is read from this file; the names are {', '.join(known)}")
         try:
-            own[path.name] = path.read_text(encoding="utf-8")
+            own[path.name] = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileError(f"{path}: cannot be read as UTF-8 text ({error})") from error
         if not own[path.name].strip():

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
-from .errors import ProfileError
+from .errors import NothingToSay
 from .pricing import CHARS_PER_TOKEN, Prices
 from .requests import Answer, ChatRequest
 from .session import Node, Start
@@ -18,7 +24,6 @@ from .write import Writer, WriteSettings
 
 _TEXT_WORDS = 90  # a profile's usual length
 _LIST_ITEMS = 4
-_SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru")
 
 
 @dataclass
@@ -66,7 +71,7 @@ def estimate(
                 request = chain.send(_answer(request, store, chat, found, chars_per_token))
         except StopIteration:
             pass
-        except ProfileError:
+        except NothingToSay:
             found.nothing_to_say += 1
     found.dollars = prices.chat_cost(chat.model, found.prompt_tokens, found.completion_tokens, batch=batch)
     return found
@@ -101,10 +106,11 @@ def _value(field: dict[str, Any], asked: dict[str, Any]) -> Any:
     return [text(place, 12) for place in range(_LIST_ITEMS)]
 
 
+@lru_cache
 def text(number: int, words: int = _TEXT_WORDS) -> str:
-    """Made-up words, no two texts sharing one."""
-    at = range(number * _TEXT_WORDS, number * _TEXT_WORDS + words)
-    return " ".join("".join(_SYLLABLES[int(digit)] for digit in str(place)) for place in at)
+    """Made-up words, other ones for every number."""
+    draw = random.Random(number)
+    return " ".join("".join(draw.choices(ascii_lowercase, k=6)) for _ in range(words))
 
 
 def estimate_profiles(
@@ -123,7 +129,11 @@ def estimate_profiles(
     """
     writer, prices = Writer(folder, chat, settings or WriteSettings()), prices or Prices.load()
     found = {}
-    with Store(store or writer.folder / "answers.sqlite") as opened:
+    with ExitStack() as stack:
+        path = Path(store or writer.folder / "answers.sqlite")
+        if not path.exists():  # an estimate leaves nothing behind
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "answers.sqlite")
+        opened = stack.enter_context(Store(path))
         writer.open(opened)
         writer.item_profiles = _Expected(writer.item_profiles)
         for side in writer.settings.sides:

@@ -16,6 +16,8 @@ _HOMES = {
     "EmbedSettings": "embed",
     "embed_profiles": "embed_folder",
     "estimate_embeddings": "embed_folder",
+    "plot_diversity": "diversity_report",
+    "report_diversity": "diversity_report",
     "load_vectors": "vectors",
     "save_vectors": "vectors",
 }

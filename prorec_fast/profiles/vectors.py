@@ -271,10 +271,15 @@ def save_vectors(path: str | os.PathLike[str], vectors: ProfileVectors) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def load_vectors(path: str | os.PathLike[str]) -> ProfileVectors:
+def load_vectors(
+    path: str | os.PathLike[str], *, num_users: int | None = None, num_items: int | None = None
+) -> ProfileVectors:
     """What `save_vectors` wrote; see `read_profile_tensors`, which also reads what others wrote in that form.
+
+    Args:
+        num_users, num_items: what the file must have rows for; None: whatever it has.
 
     Raises:
         DataError: naming the file and what is missing, damaged, of another shape or not finite.
     """
-    return read_profile_tensors(path)
+    return read_profile_tensors(path, num_users=num_users, num_items=num_items)

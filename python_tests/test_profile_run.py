@@ -18,7 +18,7 @@ from llm_server import LLMServer
 from profile_data import CANARY, make_folder
 
 from prorec_fast.cli import main
-from prorec_fast.data.errors import DataError
+from prorec_fast.data import DataError, load
 from prorec_fast.profiles import ChatSettings, Prices, ServiceSettings
 from prorec_fast.profiles.errors import ServiceRefused
 from prorec_fast.profiles.estimate import estimate_profiles
@@ -119,7 +119,7 @@ def test_two_runs_at_once_share_the_work(tmp_path):
     folder = make_folder(tmp_path / "shared", **sizes)
     with LLMServer(latency=0.01) as server:
         both = [subprocess.Popen(command(folder, server, "--json"), stdout=subprocess.PIPE) for _ in range(2)]
-        reports = [json.loads(process.communicate()[0]) for process in both]
+        reports = [json.loads(process.communicate()[0])["write"] for process in both]
         assert [process.returncode for process in both] == [0, 0]
         assert len(server.paid) == 80 * 4 and set(server.paid.values()) == {1}
     assert all(report["sides"]["user"]["written"] == 60 for report in reports)
@@ -248,15 +248,32 @@ def test_command_line(folder, capsys):
         assert "nothing was sent" in capsys.readouterr().out
         assert main([*arguments, "--json"]) == 0
         out, err = capsys.readouterr()
-        assert json.loads(out)["complete"] and "users: 20 of 20 done" in err
+        assert json.loads(out)["write"]["complete"] and "users: 20 of 20 done" in err
         assert main(arguments) == 0
         assert "users: 20 of 20 have profiles" in capsys.readouterr().out
         assert main([*arguments, "--budget", "1"]) == 2
         assert "no price is known for test-model" in capsys.readouterr().err
         assert main([*arguments[:3], "--base-url", server.base_url]) == 2
-        assert "--model" in capsys.readouterr().err
+        assert "say what to do" in capsys.readouterr().err
     with pytest.raises(DataError, match="no such folder"):
         estimate_profiles(folder / "nowhere", CHAT)
+
+
+def test_from_interactions_to_vectors_in_one_command(folder, capsys):
+    with LLMServer() as server:
+        arguments = [*command(folder, server)[3:], "--embed-model", "test-embedding"]
+        assert main([*arguments, "--dry-run"]) == 0
+        assert "vectors: known when the profiles are written" in capsys.readouterr().out
+        assert main([*arguments, "--json"]) == 0
+        found, err = json.loads(capsys.readouterr()[0]), capsys.readouterr().err
+        assert found["write"]["complete"] and found["embed"]["complete"] and found["embed"]["texts"] == 64
+        alone = ["profile", "--data", str(folder), "--embed-model", "test-embedding", "--base-url", server.base_url]
+        assert main([*alone, "--dry-run"]) == 0
+        assert "64 of them different, 64 there already; 0 requests" in capsys.readouterr().out
+        assert main([*alone, "--whiten", "8", "--vectors", "white"]) == 0
+        assert "2 profiles of each user and item, 8-d" in capsys.readouterr().out
+    data = load(folder)
+    assert len(data.profile_pairs) == 4 and "test-embedding" in data.provenance and not err
 
 
 def test_an_interrupt_keeps_what_is_under_way(folder):

@@ -1,4 +1,4 @@
-"""`prorec-fast profile`."""
+"""`prorec-fast profile`: write profiles, embed them, report on them; any of these or one after the other."""
 
 from __future__ import annotations
 
@@ -8,22 +8,75 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .progress import CostProgress
+from .progress import CostProgress, spent_in_words
 from .service_options import chat_settings, service_settings, store_path
 
 if TYPE_CHECKING:
+    from prorec_fast.profiles import EmbedSettings, Prices
+    from prorec_fast.profiles.embed import Embedded
+    from prorec_fast.profiles.embed_folder import EmbedEstimate, EmbedReport
     from prorec_fast.profiles.estimate import Estimate
     from prorec_fast.profiles.store import Spent
     from prorec_fast.profiles.write import Report, SideReport, WriteSettings
 
 
 def run_profile(arguments: argparse.Namespace) -> int:
-    """Write profiles; 1 if something is left to be done by another run."""
+    """What the options ask for, in order; 1 if something is left to be done by another run."""
     from prorec_fast.profiles import Prices
 
-    if arguments.model is None:
-        raise ValueError("--model: say which model is to write the profiles")
-    return _write(arguments, Path(arguments.data), Prices.load(arguments.prices))
+    steps = [step for option, step in _STEPS.items() if getattr(arguments, option)]
+    if not steps:
+        raise ValueError(
+            "say what to do: --model M writes profiles, --embed-model M embeds them, --report looks at them"
+        )
+    prices, found, complete = Prices.load(arguments.prices), {}, True
+    for step in steps:
+        name, result, complete = step(arguments, Path(arguments.data), prices)
+        found[name] = result
+        if not complete:
+            break
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    if not complete:
+        print("not complete: the same command goes on, and pays for nothing twice", file=sys.stderr)
+    return 0 if complete else 1
+
+
+Step = tuple[str, Any, bool]  # the name of what was done, its result as plain values, whether it is complete
+
+
+def _write(arguments: argparse.Namespace, folder: Path, prices: Prices) -> Step:
+    chat, settings = chat_settings(arguments, arguments.model), _write_settings(arguments)
+    store = store_path(arguments, folder)
+    if arguments.dry_run:
+        from prorec_fast.profiles.estimate import estimate_profiles
+
+        batch = arguments.transport == "batch"
+        found = estimate_profiles(folder, chat, settings, store=store, prices=prices, batch=batch)
+        if not arguments.json:
+            _show_estimates(found)
+        return "write", {side: one.as_json() for side, one in found.items()}, True
+    from prorec_fast.profiles.write import write_profiles
+
+    progress = _write_progress()
+    try:
+        report = write_profiles(
+            folder,
+            chat,
+            settings,
+            service=service_settings(arguments),
+            store=store,
+            prices=prices,
+            budget=arguments.budget,
+            transport=arguments.transport,
+            poll=arguments.poll,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    if not arguments.json:
+        _show_report(report)
+    return "write", report.as_json(), report.complete
 
 
 def _write_settings(arguments: argparse.Namespace) -> WriteSettings:
@@ -41,39 +94,7 @@ def _write_settings(arguments: argparse.Namespace) -> WriteSettings:
     )
 
 
-def _write(arguments: argparse.Namespace, folder: Path, prices: Any) -> int:
-    chat, settings = chat_settings(arguments, arguments.model), _write_settings(arguments)
-    store = store_path(arguments, folder)
-    if arguments.dry_run:
-        from prorec_fast.profiles.estimate import estimate_profiles
-
-        batch = arguments.transport == "batch"
-        found = estimate_profiles(folder, chat, settings, store=store, prices=prices, batch=batch)
-        _show_estimates(found, arguments)
-        return 0
-    from prorec_fast.profiles.write import write_profiles
-
-    progress = _progress()
-    try:
-        report = write_profiles(
-            folder,
-            chat,
-            settings,
-            service=service_settings(arguments),
-            store=store,
-            prices=prices,
-            budget=arguments.budget,
-            transport=arguments.transport,
-            poll=arguments.poll,
-            progress=progress,
-        )
-    finally:
-        progress.close()
-    _show_report(report, as_json=arguments.json)
-    return 0 if report.complete else 1
-
-
-def _progress() -> Any:
+def _write_progress() -> Any:
     from prorec_fast.profiles.write import Progress
 
     class OneBarAfterTheOther(Progress):
@@ -98,10 +119,7 @@ def _progress() -> Any:
     return OneBarAfterTheOther()
 
 
-def _show_estimates(found: dict[str, Estimate], arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        print(json.dumps({side: one.as_json() for side, one in found.items()}, indent=1))
-        return
+def _show_estimates(found: dict[str, Estimate]) -> None:
     total, unknown = 0.0, False
     for side, one in found.items():
         price = "no price known" if one.dollars is None else f"about ${one.dollars:.2f}"
@@ -116,20 +134,83 @@ def _show_estimates(found: dict[str, Estimate], arguments: argparse.Namespace) -
     print(f"in all: {price}; tokens by {by}, answers of the usual length, none asked twice; nothing was sent")
 
 
-def _show_report(report: Report, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report.as_json(), indent=1))
-        return
+def _show_report(report: Report) -> None:
     for name, side in report.sides.items():
         failed = "".join(f", {count} {kind}" for kind, count in sorted(side.failed.items()))
         left = f", {side.left} not asked yet" if side.left else ""
         print(f"{name}s: {side.written} of {side.total} have profiles{failed}{left}")
-    spent = report.spent
-    tokens = f"{spent.prompt_tokens:,} + {spent.completion_tokens:,} tokens"
-    print(f"paid for {spent.answers} answers: {tokens}, ${spent.dollars:.4f}")
+    print(f"paid for {report.spent.answers} answers: {spent_in_words(report.spent)}")
     for path in report.files:
         print(f"written: {path}")
     if report.stopped is not None:
         print(f"stopped: {report.stopped}", file=sys.stderr)
-    if not report.complete:
-        print("not complete: the same command goes on, and pays for nothing twice", file=sys.stderr)
+
+
+def _embed(arguments: argparse.Namespace, folder: Path, prices: Prices) -> Step:
+    from prorec_fast.profiles import EmbedSettings, embed_profiles
+
+    settings, store = EmbedSettings(arguments.embed_model, arguments.dimensions), store_path(arguments, folder)
+    if arguments.dry_run:
+        return "embed", _embed_estimate(arguments, folder, settings, store, prices), True
+    shown: list[CostProgress] = []
+
+    def progress(embedded: Embedded, spent: Spent) -> None:
+        if not shown:
+            shown.append(CostProgress("texts", embedded.total))
+        shown[0](embedded.done, len(embedded.failures), spent)
+
+    try:
+        report = embed_profiles(
+            folder,
+            settings,
+            name=arguments.vectors,
+            whiten=arguments.whiten,
+            service=service_settings(arguments),
+            store=store,
+            prices=prices,
+            budget=arguments.budget,
+            device=arguments.device,
+            progress=progress,
+        )
+    finally:
+        for one in shown:
+            one.close()
+    if not arguments.json:
+        _show_embedded(report)
+    return "embed", report.as_json(), report.complete
+
+
+def _embed_estimate(
+    arguments: argparse.Namespace, folder: Path, settings: EmbedSettings, store: Path, prices: Prices
+) -> dict[str, Any] | None:
+    from prorec_fast.profiles import estimate_embeddings
+
+    if arguments.model:  # what is to be embedded is not written yet
+        if not arguments.json:
+            print("vectors: known when the profiles are written")
+        return None
+    found: EmbedEstimate = estimate_embeddings(folder, settings, store=store, prices=prices)
+    if not arguments.json:
+        price = "no price known" if found.dollars is None else f"about ${found.dollars:.2f}"
+        print(
+            f"vectors: {found.texts} texts, {found.distinct} of them different, {found.stored} there already; "
+            f"{found.requests} requests, {found.tokens:,} tokens, {price}; nothing was sent"
+        )
+    return found.as_json()
+
+
+def _show_embedded(report: EmbedReport) -> None:
+    cut = f", {report.cut} cut to the longest length" if report.cut else ""
+    print(f"vectors: {report.embedded} of {report.distinct} texts ({report.reused} were there already){cut}")
+    print(f"paid for {report.spent.answers} calls: {spent_in_words(report.spent)}")
+    for line in report.failures[:5]:
+        print(f"no vector: {line}", file=sys.stderr)
+    if len(report.failures) > 5:
+        print(f"no vector: {len(report.failures) - 5} more", file=sys.stderr)
+    if report.file is not None:
+        print(f"written: {report.file} ({report.provenance})")
+    if report.stopped is not None:
+        print(f"stopped: {report.stopped}", file=sys.stderr)
+
+
+_STEPS = {"model": _write, "embed_model": _embed}

@@ -11,7 +11,10 @@ def add_profile_options(parser: argparse.ArgumentParser, positive_int: type, cou
     """What is written, and of whom; the last arguments are the parser's own checks."""
     add = parser.add_argument
     add("--data", metavar="DIR", required=True, help="a data folder with texts, as `prorec-fast data import` makes it")
-    add("--model", metavar="M", help="the service's name of a chat model")
+    add("--model", metavar="M", help="write profiles with this chat model of the service")
+    add("--embed-model", metavar="M", help="embed the profiles with this model of the service, or local:NAME")
+    writing = parser.add_argument_group("writing")
+    add = writing.add_argument
     add("--num-profiles", type=positive_int, metavar="K", default=4, help="of every user and item (default: 4)")
     add("--sides", choices=("items", "users"), nargs="+", help="whose (default: items, then users)")
     add("--domain", choices=DOMAINS, default="generic", help="whose words the prompts use (default: generic)")
@@ -19,3 +22,9 @@ def add_profile_options(parser: argparse.ArgumentParser, positive_int: type, cou
     add("--max-reviews", type=count, metavar="N", default=10, help="in an item's prompt (default: 10)")
     add("--max-items", type=positive_int, metavar="N", default=20, help="in a user's prompt (default: 20)")
     add("--retry-failed", action="store_true", help="ask again, and pay again, where no answer was valid")
+    embedding = parser.add_argument_group("embedding")
+    add = embedding.add_argument
+    add("--vectors", metavar="NAME", default="llm", help="of profiles_NAME.safetensors (default: llm)")
+    add("--dimensions", type=positive_int, metavar="N", help="of the vectors, where the model can shorten them")
+    add("--whiten", type=positive_int, metavar="N", help="whiten the vectors to this width (default: as they are)")
+    add("--device", metavar="D", help="of a local model")

@@ -74,3 +74,7 @@ class CostProgress:
 def _cost(failed: int, spent: Spent) -> str:
     tokens = spent.prompt_tokens + spent.completion_tokens
     return f"{failed} failed, {tokens:,} tokens, ${spent.dollars:.2f}"
+
+
+def spent_in_words(spent: Spent) -> str:
+    return f"{spent.prompt_tokens:,} + {spent.completion_tokens:,} tokens, ${spent.dollars:.4f}"

@@ -128,7 +128,7 @@ def embed_profiles(
 
         def tell(embedded: Embedded) -> None:
             if progress is not None:
-                progress(embedded, _since(before, opened))
+                progress(embedded, opened.spent() - before)
 
         if settings.model.startswith(PREFIX):
             model = LocalModel(settings.model, device=device, dimensions=settings.dimensions)
@@ -147,7 +147,7 @@ def embed_profiles(
             embedded=embedded.done,
             cut=embedded.cut,
             failures=_named(texts, embedded),
-            spent=_since(before, opened),
+            spent=opened.spent() - before,
             stopped=embedded.stopped,
         )
         if embedded.done < embedded.total:
@@ -196,11 +196,6 @@ def _read(folder: str | os.PathLike[str]) -> tuple[Path, Dataset, FolderTexts]:
     if not (folder / INTERACTIONS).is_file():
         raise ProfileError(f"{folder}: holds no {INTERACTIONS}, and vectors are read beside that alone")
     return folder, data, FolderTexts.read(folder, data)
-
-
-def _since(before: Spent, store: Store) -> Spent:
-    pairs = zip(asdict(store.spent()).values(), asdict(before).values(), strict=True)
-    return Spent(*(now - then for now, then in pairs))
 
 
 def _named(texts: FolderTexts, embedded: Embedded) -> list[str]:

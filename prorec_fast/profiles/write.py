@@ -230,8 +230,7 @@ class Writer:
 
     def spent(self) -> Spent:
         """Since `open`."""
-        pairs = zip(asdict(self.store.spent()).values(), asdict(self.spent_before).values(), strict=True)
-        return Spent(*(now - before for now, before in pairs))
+        return self.store.spent() - self.spent_before
 
     def begin(self, side: str) -> None:
         """Count what former runs have done."""

@@ -261,17 +261,31 @@ def test_command_line(folder, capsys):
 
 def test_from_interactions_to_vectors_in_one_command(folder, capsys):
     with LLMServer() as server:
-        arguments = [*command(folder, server)[3:], "--embed-model", "test-embedding"]
+        picture = folder / "diversity.png"
+        arguments = [
+            *command(folder, server)[3:],
+            "--embed-model",
+            "test-embedding",
+            "--report",
+            "--plot",
+            str(picture),
+        ]
         assert main([*arguments, "--dry-run"]) == 0
         assert "vectors: known when the profiles are written" in capsys.readouterr().out
         assert main([*arguments, "--json"]) == 0
         found, err = json.loads(capsys.readouterr()[0]), capsys.readouterr().err
         assert found["write"]["complete"] and found["embed"]["complete"] and found["embed"]["texts"] == 64
+        assert found["report"]["users"]["nodes"] == 20 and picture.read_bytes().startswith(b"\x89PNG")
         alone = ["profile", "--data", str(folder), "--embed-model", "test-embedding", "--base-url", server.base_url]
         assert main([*alone, "--dry-run"]) == 0
         assert "64 of them different, 64 there already; 0 requests" in capsys.readouterr().out
         assert main([*alone, "--whiten", "8", "--vectors", "white"]) == 0
         assert "2 profiles of each user and item, 8-d" in capsys.readouterr().out
+        assert main([*alone[:3], "--report", "--vectors", "white"]) == 0
+        assert "near-duplicates" in capsys.readouterr().out
+        assert main([*alone[:3], "--report", "--vectors", "none"]) == 2
+        assert main([*alone, "--plot", "x.png"]) == 2
+        capsys.readouterr()
     data = load(folder)
     assert len(data.profile_pairs) == 4 and "test-embedding" in data.provenance and not err
 

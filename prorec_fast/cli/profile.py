@@ -24,6 +24,8 @@ def run_profile(arguments: argparse.Namespace) -> int:
     """What the options ask for, in order; 1 if something is left to be done by another run."""
     from prorec_fast.profiles import Prices
 
+    if arguments.plot is not None and not arguments.report:
+        raise ValueError("--plot: draws what --report finds; ask for that, too")
     steps = [step for option, step in _STEPS.items() if getattr(arguments, option)]
     if not steps:
         raise ValueError(
@@ -31,6 +33,8 @@ def run_profile(arguments: argparse.Namespace) -> int:
         )
     prices, found, complete = Prices.load(arguments.prices), {}, True
     for step in steps:
+        if arguments.dry_run and step is _report:
+            continue  # what it would be on may not be there yet
         name, result, complete = step(arguments, Path(arguments.data), prices)
         found[name] = result
         if not complete:
@@ -213,4 +217,16 @@ def _show_embedded(report: EmbedReport) -> None:
         print(f"stopped: {report.stopped}", file=sys.stderr)
 
 
-_STEPS = {"model": _write, "embed_model": _embed}
+def _report(arguments: argparse.Namespace, folder: Path, prices: Prices) -> Step:
+    from prorec_fast.profiles import plot_diversity, report_diversity
+
+    found = report_diversity(folder, name=arguments.vectors, threshold=arguments.threshold)
+    if not arguments.json:
+        print(found.as_text())
+    if arguments.plot is not None:
+        plot_diversity(found, arguments.plot)
+        print(f"written: {arguments.plot}", file=sys.stderr)
+    return "report", found.as_json(), True
+
+
+_STEPS = {"model": _write, "embed_model": _embed, "report": _report}

@@ -13,6 +13,7 @@ def add_profile_options(parser: argparse.ArgumentParser, positive_int: type, cou
     add("--data", metavar="DIR", required=True, help="a data folder with texts, as `prorec-fast data import` makes it")
     add("--model", metavar="M", help="write profiles with this chat model of the service")
     add("--embed-model", metavar="M", help="embed the profiles with this model of the service, or local:NAME")
+    add("--report", action="store_true", help="say how different the embedded profiles are from one another")
     writing = parser.add_argument_group("writing")
     add = writing.add_argument
     add("--num-profiles", type=positive_int, metavar="K", default=4, help="of every user and item (default: 4)")
@@ -28,3 +29,7 @@ def add_profile_options(parser: argparse.ArgumentParser, positive_int: type, cou
     add("--dimensions", type=positive_int, metavar="N", help="of the vectors, where the model can shorten them")
     add("--whiten", type=positive_int, metavar="N", help="whiten the vectors to this width (default: as they are)")
     add("--device", metavar="D", help="of a local model")
+    reporting = parser.add_argument_group("reporting")
+    add = reporting.add_argument
+    add("--plot", metavar="FILE", help="draw the report, as PNG")
+    add("--threshold", type=float, metavar="X", default=0.95, help="cosine of near-duplicates (default: 0.95)")

@@ -233,7 +233,8 @@ def main() -> int:
         server = LLMServer(port=port, faults=faults, batches=plan, **given)
     except ValueError as error:
         parser.error(f"--faults: {error}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in (signal.SIGINT, signal.SIGTERM):  # a shell script starts its background jobs with SIGINT ignored
+        signal.signal(name, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt), server:
             print(server.base_url, flush=True)

@@ -466,7 +466,12 @@ def test_batches_are_listed_cancelled_and_take_time():
 
 def program(*options):
     command = [sys.executable, str(Path(__file__).parent / "llm_server.py"), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # as a shell script starts its background jobs
+    ignoring = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, ignoring)
 
 
 def test_the_program_serves_until_it_is_interrupted(tmp_path):

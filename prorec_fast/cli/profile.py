@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from prorec_fast.profiles.embed import Embedded
     from prorec_fast.profiles.embed_folder import EmbedEstimate, EmbedReport
     from prorec_fast.profiles.estimate import Estimate
+    from prorec_fast.profiles.progress import SideReport
     from prorec_fast.profiles.store import Spent
-    from prorec_fast.profiles.write import Report, SideReport, WriteSettings
+    from prorec_fast.profiles.write import Report, WriteSettings
 
 
 def run_profile(arguments: argparse.Namespace) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,20 @@ from prorec_fast.data import load
 from prorec_fast.data.jsonl import write_jsonl
 from prorec_fast.data.texts import NodeText, load_texts
 
-from . import online
 from .chain import Written, item_chain, user_chain
 from .errors import BudgetReached
 from .pricing import Prices
+from .progress import AGAIN, Progress, RunState, SideReport
 from .prompts import Prompts
 from .requests import digest
-from .running import run_to_end
 from .session import Node, Session, Start
 from .settings import ChatSettings, ServiceSettings
-from .store import Failure, Spent, Store
+from .store import Spent, Store
 from .train_view import TrainView
+from .transports import TRANSPORTS, run_chains
 
 SIDES = ("item", "user")
-TRANSPORTS = ("online", "batch")
 FAILURES = "profiles_failures.jsonl"
-_AGAIN = "unanswered"  # the kind of failure that the next run tries to mend unasked
 
 
 @dataclass(frozen=True)
@@ -64,25 +61,6 @@ class WriteSettings:
 
 
 @dataclass
-class SideReport:
-    """How far one side is.
-
-    Attributes:
-        written: nodes with profiles, those of former runs included.
-        failed: kind -> nodes without, each in the ledger with its reason.
-        left: nodes not yet asked.
-    """
-
-    total: int
-    written: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def left(self) -> int:
-        return self.total - self.written - sum(self.failed.values())
-
-
-@dataclass
 class Report:
     """What a run did.
 
@@ -101,33 +79,16 @@ class Report:
     @property
     def complete(self) -> bool:
         """Whether another run would change nothing."""
-        return not any(side.left or side.failed[_AGAIN] for side in self.sides.values())
+        return all(side.complete for side in self.sides.values())
 
     def as_json(self) -> dict[str, Any]:
-        sides = {
-            name: {"total": side.total, "written": side.written, "failed": dict(side.failed), "left": side.left}
-            for name, side in self.sides.items()
-        }
         return {
-            "sides": sides,
+            "sides": {name: side.as_json() for name, side in self.sides.items()},
             "spent": asdict(self.spent),
             "stopped": self.stopped,
             "complete": self.complete,
             "files": self.files,
         }
-
-
-class Progress:
-    """Hears how a run goes; a subclass overrides what it is interested in."""
-
-    def update(self, side: str, report: SideReport, spent: Spent) -> None:
-        """Of "item" or "user" something has changed; `spent` is the run's so far."""
-
-    def batches(self, open: int, requests: int, done: int) -> None:
-        """Batches that the service is at, their requests, and how many of those it has done."""
-
-    def note(self, line: str) -> None:
-        """Something that the user is to know, and that stops nothing."""
 
 
 def write_profiles(
@@ -179,20 +140,11 @@ def write_profiles(
         )
         writer.open(opened, progress)
         stopped = None
-
-        async def walk(side: str) -> None:
-            if transport == "batch":
-                from . import batch
-
-                await batch.run(writer.chains(side), session, poll=poll)
-            else:
-                await online.run(writer.chains(side), session)
-
         try:
             for side in writer.settings.sides:
                 writer.begin(side)
-                run_to_end(lambda side=side: walk(side), session)
-                unanswered = writer.reports[side].failed[_AGAIN]
+                run_chains(writer.chains(side), session, poll=poll)
+                unanswered = writer.reports[side].failed[AGAIN]
                 if unanswered and side != writer.settings.sides[-1]:
                     stopped = f"{unanswered} of the items got no answer, and users' profiles are written from theirs"
                     break
@@ -203,66 +155,38 @@ def write_profiles(
         return Report(writer.reports, writer.spent(), stopped, files)
 
 
-class Writer:
-    """The chains of one data folder, and what became of them. An `Outcome` for a session.
-
-    Attributes:
-        run: what finished profiles are kept under: a hash of all that shapes them.
-    """
+class Writer(RunState):
+    """The chains of one data folder, and what became of them. An `Outcome` for a session."""
 
     def __init__(self, folder: str | os.PathLike[str], chat: ChatSettings, settings: WriteSettings) -> None:
         self.folder, self.chat, self.settings = Path(folder), chat, settings
-        data = load(folder)
+        data = load(folder, profiles=False)
         texts = load_texts(folder, data.num_users, data.num_items)
         self.nodes: dict[str, dict[int, NodeText]] = {"item": texts.items, "user": texts.users}
         self.sizes = {"item": data.num_items, "user": data.num_users}
         self.view = TrainView(data, texts, max_reviews=settings.max_reviews, max_items=settings.max_items)
         self.prompts = Prompts.load(settings.domain, settings.prompts)
         self.split = data.split_hash
-        self.run = digest(
+        run = digest(
             [self.split, texts.fingerprint, asdict(chat), settings.num_profiles, self.prompts.hash, self.view.settings]
         )
-        self.reports = {side: SideReport(self.sizes[side]) for side in settings.sides}
+        super().__init__(run, {side: self.sizes[side] for side in settings.sides}, retry_failed=settings.retry_failed)
 
     def open(self, store: Store, progress: Progress | None = None) -> None:
-        self.store, self.progress, self.spent_before = store, progress or Progress(), store.spent()
+        super().open(store, progress)
         self.item_profiles = {row: texts[0] for row, texts, _ in store.profiles(self.run, "item")}
-
-    def spent(self) -> Spent:
-        """Since `open`."""
-        return self.store.spent() - self.spent_before
-
-    def begin(self, side: str) -> None:
-        """Count what former runs have done."""
-        self.side, report = side, self.reports[side]
-        self.done = self.store.finished_rows(self.run, side)
-        self.failures = self.store.failures(self.run, side)
-        report.written = len(self.done)
-        for failure in self.failures.values():
-            if self._settled(failure):
-                report.failed[failure.kind] += 1
-        self._tell()
-
-    def _settled(self, failure: Failure) -> bool:
-        return failure.kind != _AGAIN and not self.settings.retry_failed
 
     def chains(self, side: str) -> Iterator[tuple[Node, Start]]:
         """Every node that has neither profiles nor a failure that is to stay."""
         for row in range(self.sizes[side]):
-            failure = self.failures.get(row)
-            if row not in self.done and (failure is None or not self._settled(failure)):
+            if self.due(row):
                 yield (side, row), lambda row=row: self.chain(side, row)
 
     def chain(self, side: str, row: int) -> Any:
-        shared = {"attempts": self.settings.attempts, "round": self._round(row)}
+        shared = {"attempts": self.settings.attempts, "round": self.round(row)}
         if side == "item":
             return item_chain(self.view, row, self.prompts, self.settings.num_profiles, **shared)
         return user_chain(self.view, row, self.item_profiles, self.prompts, self.settings.num_profiles, **shared)
-
-    def _round(self, row: int) -> int:
-        """A failure that is asked once more must not find the answers that made it one."""
-        failure = self.failures.get(row)
-        return 0 if failure is None else failure.round + (failure.kind != _AGAIN)
 
     def finished(self, node: Node, result: Written) -> None:
         side, row = node
@@ -273,29 +197,9 @@ class Writer:
             "settings": digest(asdict(self.chat)),
             "prompt": result.prompt_hash,
         }
-        self.store.save_profile(self.run, side, row, result.profiles, lineage)
         if side == "item":
             self.item_profiles[row] = result.profiles[0]
-        self.reports[side].written += 1
-        self._tell()
-
-    def failed(self, node: Node, kind: str, reason: str) -> None:
-        side, row = node
-        self.store.save_failure(self.run, side, row, Failure(kind, reason, self._round(row)))
-        self.reports[side].failed[kind] += 1
-        self._tell()
-
-    def paid(self) -> None:
-        self._tell()
-
-    def batches(self, open: int, requests: int, done: int) -> None:
-        self.progress.batches(open, requests, done)
-
-    def note(self, line: str) -> None:
-        self.progress.note(line)
-
-    def _tell(self) -> None:
-        self.progress.update(self.side, self.reports[self.side], self.spent())
+        self.keep(node, result.profiles, lineage)
 
     def write_files(self) -> list[str]:
         """The profiles and the ledger of all sides that the store knows of, as files of the data folder."""

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and lines of tables in them."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,3 +28,10 @@ def replaced_atomically(path: Path, mode: str = "w") -> Iterator[Any]:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def tsv_line(cells: Iterable[object]) -> str:
+    """Tab-separated cells and a line end. An id that would break a line or a column is quoted as JSON."""
+    texts = map(str, cells)
+    quoted = (json.dumps(t, ensure_ascii=False) if any(mark in t for mark in '\t\n\r"') else t for t in texts)
+    return "\t".join(quoted) + "\n"

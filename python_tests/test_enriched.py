@@ -162,7 +162,7 @@ def test_enriched_table_speaks_the_users_language(folder):
     assert len(lines) == made.user.numel()
     for at, line in enumerate(lines):
         user, item, rank, cosine, similar, nearest, source = line.split("\t")
-        assert (user, item) == (users[made.user[at]], items[made.item[at]].replace("\t", "\\t"))
+        assert (user, item) == (users[made.user[at]], json.dumps(items[made.item[at]]))
         assert (int(rank), int(similar)) == (made.rank[at], made.votes[at])
         assert abs(float(cosine) - float(made.cosine[at])) < 1e-6
         assert (nearest, source) == (users[made.nearest[at]], "profile")

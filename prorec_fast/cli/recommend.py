@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
-from prorec_fast._files import replaced_atomically
+from prorec_fast._files import replaced_atomically, tsv_line
 from prorec_fast.data.texts import own_ids
 from prorec_fast.ranking import topk
 from prorec_fast.train import load_run
@@ -88,10 +88,4 @@ def _write(file: IO[str], lists: Iterator[dict[str, Any]], *, as_json: bool) -> 
             file.write(json.dumps(one, ensure_ascii=False) + "\n")
             continue
         for rank, found in enumerate(one["items"], start=1):
-            cells = (one["user"], str(rank), found["item"], f"{found['score']:.6g}")
-            file.write("\t".join(map(_cell, cells)) + "\n")
-
-
-def _cell(text: str) -> str:
-    """An id must not break a line or a column."""
-    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in '\t\n\r"') else text
+            file.write(tsv_line((one["user"], rank, found["item"], f"{found['score']:.6g}")))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prorec_fast._files import replaced_atomically, tsv_line, write_atomically
+
 from .dataset import Dataset, Interactions, checked_interactions
 from .errors import DataError
 from .npz import read_arrays
@@ -40,8 +42,6 @@ def save_enrichment(
         how: plain values that say how it was made: "num_similar" and, where a language model chose, "rerank" with
             "model" and "without" (how many users its answers left without new interactions) are read again.
     """
-    from prorec_fast.train.run_folder import write_atomically
-
     indptr, indices = (part.cpu().numpy() for part in enrichment.graph.csr())
     arrays = {
         "format": np.array(_FORMAT),
@@ -105,8 +105,6 @@ def write_enrichment_table(
 ) -> None:
     """The added pairs as tab-separated lines, by the user's own ids: user, item, rank, cosine, how many similar users
     have the item, the most similar of them, source."""
-    from prorec_fast.train.run_folder import write_atomically
-
     columns = (
         [user_ids[user] for user in enrichment.user.tolist()],
         [item_ids[item] for item in enrichment.item.tolist()],
@@ -116,14 +114,9 @@ def write_enrichment_table(
         [user_ids[user] for user in enrichment.nearest.tolist()],
         [SOURCES[reranked] for reranked in enrichment.reranked.tolist()],
     )
-    lines = ["user\titem\trank\tcosine\tsimilar_users\tnearest_user\tsource"]
-    lines += ["\t".join(map(_cell, row)) for row in zip(*columns, strict=True)]
-    write_atomically(Path(path), ("\n".join(lines) + "\n").encode())
-
-
-def _cell(value: object) -> str:
-    """Without what would end a cell or a line; ids are anything that a user calls theirs."""
-    return str(value).translate({9: "\\t", 10: "\\n", 13: "\\r", 92: "\\\\"})
+    with replaced_atomically(Path(path)) as file:
+        file.write(tsv_line(("user", "item", "rank", "cosine", "similar_users", "nearest_user", "source")))
+        file.writelines(tsv_line(row) for row in zip(*columns, strict=True))
 
 
 def _check_added(arrays: Mapping[str, np.ndarray], data: Dataset, rows: Interactions, path: Path) -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .errors import BudgetReached, InOpenBatch, ProfileError
 from .open_batches import TABLES, BatchTables
 
 _VERSION = 1
+_APPLICATION = 0x50724663  # what tells a store from other programs' SQLite files
 _KEYS = 500  # in one query
 _SCHEMA = """
 CREATE TABLE answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, body TEXT NOT NULL, prompt_chars INTEGER NOT NULL,
@@ -77,30 +78,41 @@ class Failure:
 class Store(BatchTables):
     """The answers, vectors, finished profiles and failures in the file `path`, which is made where it is missing.
 
-    Its methods may be called from several threads, one at a time.
+    Threads may share it, forked processes may not: each opens the file for itself.
 
     Raises:
-        ProfileError: the file cannot be opened or is no store.
+        ProfileError: the file cannot be opened or is no store; from every method: it cannot be read or written any
+            more (the disk is full, say). What was saved before stays.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._lock = threading.RLock()
+        self.path = Path(path).absolute()
+        self._lock, self._process = threading.RLock(), os.getpid()
         self._owner: tuple[str, int] | None = None
-        try:
+        with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        try:
             with self._transaction():
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    for statement in (_SCHEMA + TABLES).split(";\n"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version={_VERSION}")
-        except (OSError, sqlite3.Error) as error:
-            raise ProfileError(f"{self.path}: cannot be used as a store ({error})") from error
-        if version not in (0, _VERSION):
+                self._make_or_recognize()
+            self._read("PRAGMA journal_mode=WAL")
+            self._read("PRAGMA synchronous=FULL")
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _make_or_recognize(self) -> None:
+        def number(query: str) -> int:
+            return self._db.execute(query).fetchone()[0]
+
+        if number("SELECT COUNT(*) FROM sqlite_master") == 0:
+            for statement in (_SCHEMA + TABLES).split(";\n"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA application_id={_APPLICATION}")
+            self._db.execute(f"PRAGMA user_version={_VERSION}")
+        if number("PRAGMA application_id") != _APPLICATION:
+            raise ProfileError(f"{self.path}: another program's database; name a file of its own as the store")
+        if (version := number("PRAGMA user_version")) != _VERSION:
             raise ProfileError(f"{self.path}: a store of version {version}, this is for {_VERSION}")
 
     def __enter__(self) -> Store:
@@ -114,33 +126,47 @@ class Store(BatchTables):
         with self._lock:
             if self._owner is not None:
                 name, descriptor = self._owner
-                self._db.execute("DELETE FROM leases WHERE owner = ?", (name,))
+                with suppress(sqlite3.Error):  # they end anyway, with the lock
+                    self._db.execute("DELETE FROM leases WHERE owner = ?", (name,))
                 self._owner_file(name).unlink(missing_ok=True)
                 os.close(descriptor)
                 self._owner = None
             self._db.close()
 
     @contextmanager
+    def _told(self) -> Iterator[None]:
+        """One thread at a time, in the process that opened the file; what SQLite or the system says is told as a
+        ProfileError."""
+        if os.getpid() != self._process:
+            raise ProfileError(f"{self.path}: opened before a fork; open the store again in the new process")
+        with self._lock:
+            try:
+                yield
+            except (OSError, sqlite3.Error) as error:
+                raise ProfileError(f"{self.path}: cannot be used as a store ({error})") from error
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
         """Alone among all processes: what is read inside is still true when it ends."""
-        with self._lock:
+        with self._told():
             if self._db.in_transaction:  # of this thread, which has the lock
                 yield
                 return
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # SQLite ends one itself where the disk fails
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def together(self) -> AbstractContextManager[None]:
         """What is saved inside reaches the disk at once, or not at all."""
         return self._transaction()
 
     def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._lock:
+        with self._told():
             return self._db.execute(query, values).fetchall()
 
     # answers and vectors
@@ -160,8 +186,12 @@ class Store(BatchTables):
         prompt_tokens: int,
         completion_tokens: int,
         cost: float | None,
-    ) -> None:
-        """Keep a paid answer; on disk when this returns. The first one stays if there are two."""
+    ) -> str:
+        """Keep a paid answer; on disk when this returns. Of two the first one stays, and both were paid.
+
+        Returns:
+            The body that is stored now.
+        """
         with self._transaction():
             self._db.execute(
                 "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -170,6 +200,7 @@ class Store(BatchTables):
             self._add_to_totals(model, 1, prompt_chars, prompt_tokens, completion_tokens, cost)
             for table in ("leases", "batch_requests"):
                 self._db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
+            return self._db.execute("SELECT body FROM answers WHERE key = ?", (key,)).fetchone()[0]
 
     def vectors(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """The float32 vectors stored under those of `keys` that have one."""
@@ -278,32 +309,39 @@ class Store(BatchTables):
         return self.path.with_name(f"{self.path.name}-owner-{name}")
 
     def _owner_name(self) -> str:
-        with self._lock:
+        with self._told():
             if self._owner is None:
-                name = uuid.uuid4().hex
-                descriptor = os.open(self._owner_file(name), os.O_CREAT | os.O_RDWR, 0o600)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                self._owner = name, descriptor
+                prefix = self._owner_file("").name
+                for file in self.path.parent.iterdir():
+                    if file.name.startswith(prefix):
+                        self._alive(file.name.removeprefix(prefix))
+                self._owner = self._new_owner()
             return self._owner[0]
+
+    def _new_owner(self) -> tuple[str, int]:
+        while True:
+            name = uuid.uuid4().hex
+            descriptor = os.open(self._owner_file(name), os.O_CREAT | os.O_RDONLY, 0o666)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return name, descriptor
+            os.close(descriptor)  # taken for a dead owner's before it was locked, and removed
 
     def _alive(self, name: str) -> bool:
         """Whether the process that leases under `name` lives; what a dead one leased is free."""
         if self._owner is not None and self._owner[0] == name:
             return True
         file = self._owner_file(name)
-        try:
-            descriptor = os.open(file, os.O_RDWR)
-        except FileNotFoundError:
-            descriptor = None
-        if descriptor is not None:
+        with suppress(FileNotFoundError):
+            descriptor = os.open(file, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                file.unlink(missing_ok=True)
+            except BlockingIOError:
                 return True
             finally:
                 os.close(descriptor)
         self._db.execute("DELETE FROM leases WHERE owner = ?", (name,))
-        file.unlink(missing_ok=True)
         return False
 
     # what came of a run

@@ -13,7 +13,7 @@ import numpy as np
 from .digests import digest
 from .embeddings import read_embeddings, read_tokens
 from .errors import BudgetReached, Malformed, Rejected, ServiceRefused, Unanswered
-from .pricing import estimated_tokens
+from .pricing import estimated_tokens, most_tokens
 
 if TYPE_CHECKING:
     import openai
@@ -57,7 +57,7 @@ class EmbeddingCalls:
         """Until each text has a vector, paid for here or elsewhere, or has failed."""
         session, model = self.session, self.session.settings.model
         while batch and session.stop is None:
-            costs = {key: session.prices.most_embedding_cost(model, len(text)) or 0.0 for key, text in batch.items()}
+            costs = {key: session.prices.embedding_cost(model, most_tokens(text)) or 0.0 for key, text in batch.items()}
             try:
                 ours = await self.in_store(session.store.lease_each, costs, session.budget)
             except BudgetReached:

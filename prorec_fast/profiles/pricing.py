@@ -12,7 +12,6 @@ from typing import Any
 from .errors import ProfileError
 
 CHARS_PER_TOKEN = 4.0  # English prose; the store knows better once it has answers of a model
-_SAFE_CHARS_PER_TOKEN = 2.0  # what a budget reserves by: rather too much than too little
 _PER = 1e6
 
 
@@ -62,22 +61,20 @@ class Prices:
         dollars = (prompt * prompt_tokens + completion * completion_tokens) / _PER
         return dollars * (self.batch_factor if batch else 1.0)
 
-    def most_chat_cost(self, model: str, prompt_chars: int, max_tokens: int, *, batch: bool = False) -> float | None:
-        """What a budget reserves for a request before its answer is there."""
-        return self.chat_cost(model, prompt_chars / _SAFE_CHARS_PER_TOKEN, max_tokens, batch=batch)
-
     def embedding_cost(self, model: str, tokens: float) -> float | None:
         """Dollars for embedding so many tokens; None for a model without a price."""
         return None if model not in self.embedding else self.embedding[model] * tokens / _PER
-
-    def most_embedding_cost(self, model: str, chars: int) -> float | None:
-        """What a budget reserves for texts before their vectors are there."""
-        return self.embedding_cost(model, chars / _SAFE_CHARS_PER_TOKEN)
 
 
 def estimated_tokens(chars: int) -> int:
     """Tokens of English prose of so many characters, where nothing better is known."""
     return round(chars / CHARS_PER_TOKEN)
+
+
+def most_tokens(text: str) -> int:
+    """Of a text, whatever the model: no tokenizer in use makes more of them than there are bytes of UTF-8. For budgets,
+    which reserve this before they know."""
+    return len(text.encode())
 
 
 def _check_form(given: Any, where: str) -> None:

@@ -7,19 +7,26 @@ first and keeps every answer there before the chain sees it, so a chain that is 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from prorec_fast._checks import positive_int
+
 from .digests import digest
 from .errors import Malformed
+from .pricing import most_tokens
 from .settings import ChatSettings
 
 Message = dict[str, str]
 Result = TypeVar("Result")
 _KEY_VERSION = 1  # a change of what a key is made of needs a new one
+_MOST_TOKENS = 2**40  # of one answer; a service that says more is wrong
+_TOKENS_AROUND = 16  # of a message, at most, beside its text: its role, and what marks its ends
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class ChatRequest:
     """Messages, and the schema that the answer must have.
 
     Attributes:
+        messages: what of their text is no Unicode (half of a surrogate pair) becomes a question mark.
         schema: a pydantic model with extra="forbid" and without defaults, as OpenAI's strict JSON schemas want it.
         round: above 0 to ask again what has a stored answer: what failed before, and is to have another chance.
     """
@@ -35,18 +43,22 @@ class ChatRequest:
     schema: type[BaseModel]
     round: int = 0
 
+    def __post_init__(self) -> None:
+        encodable = tuple({name: _encodable(text) for name, text in each.items()} for each in self.messages)
+        object.__setattr__(self, "messages", encodable)
+
     def key(self, settings: ChatSettings) -> str:
         """What the answer is stored under: a hash of model, settings, messages, schema and round."""
-        parts = [_KEY_VERSION, asdict(settings), self.messages, self._named_schema(), self.round]
-        return digest(parts)
+        return digest([_KEY_VERSION, asdict(settings), self.messages, _named_schema(self.schema), self.round])
 
     def body(self, settings: ChatSettings) -> dict[str, Any]:
         """The JSON body of a chat completion."""
         body: dict[str, Any] = {"model": settings.model, "messages": list(self.messages)}
         if settings.answer_format == "schema":
-            body["response_format"] = {"type": "json_schema", "json_schema": {**self._named_schema(), "strict": True}}
+            form = {**_named_schema(self.schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         else:
-            wanted = json.dumps(self.schema.model_json_schema(), ensure_ascii=False)
+            wanted = json.dumps(_named_schema(self.schema)["schema"], ensure_ascii=False)
             first = self.messages[0]
             body["messages"][0] = {
                 **first,
@@ -64,16 +76,29 @@ class ChatRequest:
     @property
     def prompt_chars(self) -> int:
         """The size of what is sent, schema included, from which tokens are estimated."""
-        schema = json.dumps(self._named_schema(), ensure_ascii=False)
-        return len(schema) + sum(len(message["content"]) for message in self.messages)
+        return len(_schema_text(self.schema)) + sum(len(message["content"]) for message in self.messages)
 
-    def _named_schema(self) -> dict[str, Any]:
-        return {"name": self.schema.__name__, "schema": self.schema.model_json_schema()}
+    @property
+    def most_prompt_tokens(self) -> int:
+        """What a budget reserves before the service has counted."""
+        texts = [_schema_text(self.schema), *(message["content"] for message in self.messages)]
+        return sum(most_tokens(text) + _TOKENS_AROUND for text in texts)
+
+
+@lru_cache(maxsize=256)
+def _named_schema(schema: type[BaseModel]) -> dict[str, Any]:
+    """Shared by all requests: to be read, not changed."""
+    return {"name": schema.__name__, "schema": schema.model_json_schema()}
+
+
+@lru_cache(maxsize=256)
+def _schema_text(schema: type[BaseModel]) -> str:
+    return json.dumps(_named_schema(schema), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a chat completion said."""
+    """What a chat completion said. Token counts are None where the service gives none, or none that makes sense."""
 
     key: str
     content: str | None
@@ -92,16 +117,27 @@ class Answer:
         try:
             completion = json.loads(body)
             choice = completion["choices"][0]
-            message, usage = choice["message"], completion.get("usage") or {}
-            content, refusal = message.get("content"), message.get("refusal")
-            tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            message, usage = choice["message"], completion.get("usage")
+            texts = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError("not a chat completion") from error
-        if not all(isinstance(text, str | None) for text in (content, refusal)):
+        if not all(isinstance(text, str | None) for text in texts):
             raise ValueError("not a chat completion: the message is no text")
-        if not all(count is None or (isinstance(count, int) and count >= 0) for count in tokens):
-            raise ValueError("not a chat completion: the usage is no number of tokens")
-        return cls(key, content, refusal, choice.get("finish_reason"), *tokens)
+        return cls(
+            key,
+            *(text if text is None else _encodable(text) for text in texts),
+            *(_count(usage, name) for name in ("prompt_tokens", "completion_tokens")),
+        )
+
+
+def _count(usage: object, name: str) -> int | None:
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count <= _MOST_TOKENS else None
+
+
+def _encodable(text: str) -> str:
+    """Half of a surrogate pair can be written in JSON, but not in UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 Chain = Generator[ChatRequest, Answer, Result]
@@ -137,6 +173,7 @@ def ask(
     Raises:
         Malformed: no valid answer in `attempts`.
     """
+    positive_int("attempts", attempts)
     conversation, keys, reasons = tuple(messages), [], []
     while True:
         answer = yield ChatRequest(conversation, schema, round)
@@ -152,11 +189,9 @@ def ask(
         # all of it, or the same bad answer twice would make the next request the same one, which is stored already
         conversation = (
             *conversation,
-            {"role": "assistant", "content": answer.content or ""},
-            {
-                "role": "user",
-                "content": f"That answer cannot be used: {reasons[-1]}. Answer again as asked.",
-            },
+            # never an empty message, which some services refuse
+            {"role": "assistant", "content": answer.content or answer.refusal or "(no answer)"},
+            {"role": "user", "content": f"That answer cannot be used: {reasons[-1]}. Answer again as asked."},
         )
 
 
@@ -177,8 +212,6 @@ def _validated(answer: Answer, schema: type[BaseModel]) -> BaseModel:
 
 
 def _unfenced(text: str) -> str:
-    """The inside of a Markdown code block, which models without schemas like to put around JSON."""
-    text = text.strip()
-    if text.startswith("```") and text.endswith("```"):
-        return text[3:-3].removeprefix("json").strip()
-    return text
+    """The object inside a Markdown code block, which models that are held to no schema like to put around JSON."""
+    fenced = None if text.lstrip().startswith("{") else re.search(r"```\w*\s*(\{.*\})\s*```", text, re.DOTALL)
+    return fenced[1] if fenced else text

@@ -66,8 +66,8 @@ class Session:
 
     def most_cost(self, request: ChatRequest) -> float:
         """Dollars that a budget sets aside for a request."""
-        most = self.prices.most_chat_cost(self.chat.model, request.prompt_chars, self.chat.max_tokens, batch=self.batch)
-        return most or 0.0
+        tokens = request.most_prompt_tokens, self.chat.max_tokens
+        return self.prices.chat_cost(self.chat.model, *tokens, batch=self.batch) or 0.0
 
     def lease(self, request: ChatRequest, key: str) -> bool:
         """See `Store.lease`."""
@@ -88,7 +88,7 @@ class Session:
         if prompt is None or completion is None:  # some servers do not say
             prompt = estimated_tokens(prompt_chars)
             completion = estimated_tokens(len(answer.content or ""))
-        self.store.save_answer(
+        kept = self.store.save_answer(
             key,
             body,
             model=model,
@@ -98,7 +98,7 @@ class Session:
             cost=self.prices.chat_cost(model, prompt, completion, batch=self.batch),
         )
         self.outcome.paid()
-        return answer
+        return answer if kept == body else Answer.from_body(key, kept)
 
     def fail(self, node: Node, error: ProfileError) -> None:
         """Note a failure that concerns one node alone."""

@@ -41,6 +41,7 @@ class ChatSettings:
             raise ProfileError("model: want the name of a chat model, got ''")
         if self.temperature is not None:
             non_negative_number("temperature", self.temperature)
+            object.__setattr__(self, "temperature", float(self.temperature))  # 1 and 1.0 are one key
         positive_int("max_tokens", self.max_tokens)
         one_of("answer_format", self.answer_format, ANSWER_FORMATS)
 
@@ -70,32 +71,42 @@ class ServiceSettings:
         positive_int("concurrency", self.concurrency)
         if not isinstance(self.retries, int) or self.retries < 0:
             raise ProfileError(f"retries: want an integer of at least 0, got {self.retries!r}")
+        _check_url("base_url", self.base_url)
 
     @property
     def api_key(self) -> str | None:
-        return os.environ.get(self.key_variable) or None
+        return os.environ.get(self.key_variable, "").strip() or None
+
+    @property
+    def url(self) -> str | None:
+        """Of the service; None: the client's own."""
+        return self.base_url or os.environ.get("OPENAI_BASE_URL") or None
 
     @property
     def place(self) -> str:
         """Where requests go, for messages."""
-        return self.base_url or os.environ.get("OPENAI_BASE_URL") or "the OpenAI API"
+        return self.url or "the OpenAI API"
 
     def client(self) -> openai.AsyncOpenAI:
         """A client; to be closed by who asked for it.
 
         Raises:
-            ProfileError: openai is not installed, or there is no key where one is needed.
+            ProfileError: openai is not installed, there is no key where one is needed, or what is set in the
+                environment can be none.
         """
         try:
             import openai
         except ImportError as error:
             raise ProfileError('openai is not installed; pip install "prorec-fast[profiles]"') from error
-        own_service = self.base_url or os.environ.get("OPENAI_BASE_URL")
-        if self.api_key is None and not own_service:
+        _check_url("OPENAI_BASE_URL", self.url)
+        key = self.api_key or ("none" if self.url else "")
+        if not key:
             raise ProfileError(f"no key: set the environment variable {self.key_variable}, or give a base URL")
+        if not (key.isascii() and key.isprintable()):
+            raise ProfileError(f"the environment variable {self.key_variable} holds no key: odd characters in it")
         return openai.AsyncOpenAI(
-            api_key=self.api_key or "none",
-            base_url=self.base_url,
+            api_key=key,
+            base_url=self.url,
             timeout=self.timeout,
             max_retries=self.retries,
         )
@@ -121,3 +132,8 @@ class ServiceSettings:
                 hint = '; for a server without JSON schemas, set the answer format "json"'
             return Rejected(f"{text}{hint}")
         return Unanswered(text)
+
+
+def _check_url(name: str, url: str | None) -> None:
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise ProfileError(f"{name}: want a URL that starts with http:// or https://, got {url!r}")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from .errors import BudgetReached, Rejected, ServiceRefused, Unanswered
+from .errors import BudgetReached, ProfileError, Rejected, ServiceRefused, Unanswered
 from .requests import Answer, Chain, ChatRequest
 from .session import OF_ONE_NODE, Node, Session, Start
 
@@ -122,10 +121,13 @@ class _Online:
         problem = ""
         for _ in range(1 + _UNREADABLE_RETRIES):
             body = await self.sent(request, key)
-            with contextlib.suppress(ValueError):
-                model, chars = self.session.chat.model, request.prompt_chars
+            model, chars = self.session.chat.model, request.prompt_chars
+            try:
                 return await self.in_store(self.session.keep, key, body, model, chars)
-            problem = f"a reply that is no chat completion: {body[:80]!r}"
+            except ProfileError:  # the store's, which is a ValueError too
+                raise
+            except ValueError:
+                problem = f"a reply that is no chat completion: {body[:80]!r}"
         raise Unanswered(self.session.service.redacted(problem))
 
     async def sent(self, request: ChatRequest, key: str) -> str:

@@ -27,6 +27,7 @@ class BatchPlan:
     fail: str | None = None  # it fails its validation with this code, "token_limit_exceeded" say
     shuffle: bool = False  # the output's lines come in another order than the input's
     max_lines: int = 50_000
+    edit: Callable[[list[dict]], list[dict | str]] | None = None  # what its output has in place of its lines
 
 
 @dataclass
@@ -61,6 +62,11 @@ class Batches:
         }
         self._files[name] = (shown, content)
         return shown
+
+    def files(self, purpose: str | None, limit: int, after: str | None) -> dict:
+        """Newest first."""
+        shown = [file for file, _ in reversed(self._files.values()) if purpose in (None, file["purpose"])]
+        return _page(shown, limit, after)
 
     def file(self, name: str) -> tuple[dict, bytes] | None:
         return self._files.get(name)
@@ -124,16 +130,7 @@ class Batches:
 
     def page(self, limit: int, after: str | None) -> dict:
         """Newest first. To be listed moves no batch on."""
-        names = list(reversed(self._batches))
-        start = names.index(after) + 1 if after in names else 0
-        data = [self._batches[name].shown.copy() for name in names[start : start + limit]]
-        return {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": start + limit < len(names),
-        }
+        return _page([batch.shown.copy() for batch in reversed(self._batches.values())], limit, after)
 
     def _run(self, batch: _Batch, lines: list[dict]) -> None:
         share = batch.plan.expire_after
@@ -167,9 +164,24 @@ class Batches:
         done = (len(batch.good), len(batch.bad)) if finished else (0, 0)
         shown["request_counts"] = {"total": total, "completed": done[0], "failed": done[1]}
         for entries, kind in ((batch.good, "output"), (batch.bad, "error")) if finished else ():
+            if kind == "output" and plan.edit is not None:
+                entries = plan.edit(entries)
             if entries:
-                text = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+                lines = (entry if isinstance(entry, str) else json.dumps(entry) for entry in entries)
+                text = "".join(line + "\n" for line in lines).encode()
                 shown[f"{kind}_file_id"] = self.add_file(text, f"{shown['id']}_{kind}.jsonl", "batch_output")["id"]
+
+
+def _page(shown: list[dict], limit: int, after: str | None) -> dict:
+    start = 1 + next((place for place, entry in enumerate(shown) if entry["id"] == after), -1)
+    data = shown[start : start + limit]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": start + limit < len(shown),
+    }
 
 
 def _lines(content: bytes, endpoint: str, plan: BatchPlan) -> tuple[list[dict], list[dict]]:

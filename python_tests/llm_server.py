@@ -208,14 +208,20 @@ class LLMServer(Ledger):
                     return 200, self._batches.create(request.body)
                 except ValueError as error:
                     wrong = str(error)
+            case ("GET", "v1", "files"):
+                purpose = received.query.get("purpose", [None])[0]
+                return 200, self._batches.files(purpose, *_page_asked(received, 10_000))
             case ("GET", "v1", "batches"):
-                limit, after = received.query.get("limit", ["20"])[0], received.query.get("after", [None])[0]
-                return 200, self._batches.page(int(limit), after)
+                return 200, self._batches.page(*_page_asked(received, 20))
             case ("GET", "v1", "batches", name) if shown := self._batches.poll(name):
                 return 200, shown
             case ("POST", "v1", "batches", name, "cancel") if shown := self._batches.cancel(name):
                 return 200, shown
         return error_body(404 if wrong.startswith("Invalid URL") else 400, "invalid_request_error", None, wrong)
+
+
+def _page_asked(received: Received, limit: int) -> tuple[int, str | None]:
+    return int(received.query.get("limit", [limit])[0]), received.query.get("after", [None])[0]
 
 
 def main() -> int:

@@ -447,6 +447,9 @@ def test_batches_are_listed_cancelled_and_take_time():
         listed = [batch async for batch in client.batches.list(limit=2)]
         assert [batch.id for batch in listed] == [batch.id for batch in reversed(made)]
         assert [batch.metadata["run"] for batch in listed] == ["2", "1", "0"]
+        files = [file.id async for file in client.files.list(purpose="batch", limit=2)]
+        assert files == [batch.input_file_id for batch in listed]
+        assert [file async for file in client.files.list(purpose="fine-tune")] == []
         assert (await client.batches.cancel(made[0].id)).status == "cancelling"
         assert (await client.batches.retrieve(made[0].id)).status == "cancelled"
         with pytest.raises(openai.NotFoundError):

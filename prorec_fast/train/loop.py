@@ -207,7 +207,8 @@ def _versions() -> dict[str, str]:
 
 def _epoch_seed(seed: int, epoch: int, stream: int) -> int:
     """A 63-bit seed for one epoch and one use of it; distinct inputs give unrelated streams."""
-    return int(np.random.SeedSequence([abs(seed), int(seed < 0), epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
+    state = np.random.SeedSequence([abs(seed), int(seed < 0), epoch, stream]).generate_state(1, np.uint64)
+    return int(state[0]) >> 1  # NumPy 1 cannot shift its own uint64 by a Python integer
 
 
 class _Trainer:

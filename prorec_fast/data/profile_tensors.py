@@ -86,11 +86,11 @@ class ProfileVectors:
 
 # What a row holds where there is no profile text: the lineage's counts by side, and in words.
 STAND_INS = {
-    "users": {"items_mean": "have their training items' mean", "none": "have zeros"},
+    "users": {"items_mean": "with their training items' mean", "none": "with zeros"},
     "items": {
-        "description": "have their title and description's vector",
-        "readers_mean": "have their training users' mean",
-        "none": "have zeros",
+        "description": "with the vector of their title and description",
+        "readers_mean": "with their training users' mean",
+        "none": "with zeros",
     },
 }
 

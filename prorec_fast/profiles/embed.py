@@ -153,14 +153,13 @@ async def embed(texts: Iterable[str], session: EmbedSession) -> Embedded:
     stored = session.store.with_vectors(list(wanted))
     embedded.reused = embedded.done = len(stored)
     session.tell(embedded)
-    missing = {key: text for key, text in wanted.items() if key not in stored}
-    if missing:
+    if len(stored) < len(wanted):
         async with session.service.client() as client:
             run = EmbeddingCalls(client, session, embedded)
             if stored:
                 run.width = len(gather(session.store, [next(iter(stored))])[0])
             try:
-                await run.walk_all(batches(missing, session.settings))
+                await run.walk_all(batches(wanted, stored, session.settings))
             except BudgetReached as error:
                 embedded.stopped = str(error)
             finally:
@@ -168,16 +167,25 @@ async def embed(texts: Iterable[str], session: EmbedSession) -> Embedded:
     return embedded
 
 
-def batches(missing: dict[str, str], settings: EmbedSettings) -> Iterator[dict[str, str]]:
-    """key -> text, in portions of what one call may have."""
+def batches(wanted: dict[str, str], stored: set[str], settings: EmbedSettings) -> Iterator[dict[str, str]]:
+    """key -> text, in portions of what one call may have, without what is stored.
+
+    All that is wanted is portioned, whatever is stored: a run that goes on after a kill makes the very calls that were
+    under way, and a service that honours Idempotency-Key does not charge for them again.
+    """
     batch: dict[str, str] = {}
     tokens = 0
-    for key, text in missing.items():
+    for key, text in wanted.items():
         more = estimated_tokens(len(text))
         if batch and (len(batch) == settings.batch_texts or tokens + more > settings.batch_tokens):
-            yield batch
+            yield from _lacking(batch, stored)
             batch, tokens = {}, 0
         batch[key] = text
         tokens += more
-    if batch:
-        yield batch
+    yield from _lacking(batch, stored)
+
+
+def _lacking(batch: dict[str, str], stored: set[str]) -> Iterator[dict[str, str]]:
+    missing = {key: text for key, text in batch.items() if key not in stored}
+    if missing:
+        yield missing

@@ -178,14 +178,14 @@ def estimate_embeddings(
     embedded, wanted = distinct_texts(texts, settings.key, settings.max_chars)
     with Store(store or folder / "answers.sqlite") as opened:
         stored = opened.with_vectors(list(wanted))
-    missing = {key: text for key, text in wanted.items() if key not in stored}
-    tokens = sum(estimated_tokens(len(text)) for text in missing.values())
+    calls = list(batches(wanted, stored, settings))
+    tokens = sum(estimated_tokens(len(text)) for batch in calls for text in batch.values())
     local = settings.model.startswith(PREFIX)
     return EmbedEstimate(
         texts=len(embedded.keys),
         distinct=embedded.total,
         stored=len(stored),
-        requests=0 if local else sum(1 for _ in batches(missing, settings)),
+        requests=0 if local else len(calls),
         tokens=tokens,
         dollars=0.0 if local else (prices or Prices.load()).embedding_cost(settings.model, tokens),
     )

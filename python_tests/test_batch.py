@@ -21,8 +21,10 @@ pytest.importorskip("openai", reason="profiles need openai")
 from llm_batches import BatchPlan
 from llm_faults import first
 from llm_server import LLMServer
+from profile_data import make_folder
 from pydantic import BaseModel, ConfigDict, Field
 
+from prorec_fast.cli import main
 from prorec_fast.profiles import batch, online
 from prorec_fast.profiles.errors import BudgetReached, InOpenBatch, ServiceRefused
 from prorec_fast.profiles.pricing import Prices
@@ -433,6 +435,39 @@ def test_batches_of_other_settings_are_collected_too(tmp_path, truth):
         heard = walk(server.base_url, tmp_path / "store", 1, start=lambda row: one_step("x"))
         assert heard.spent.answers == 6 and not heard.left
     assert set(server.paid.values()) == {1}
+
+
+def test_batches_that_have_ended_are_read_at_once(tmp_path, truth):
+    with LLMServer(batches=BatchPlan(polls=1)) as server:
+        with pytest.raises(KeyboardInterrupt):
+            walk(server.base_url, tmp_path / "store", start=one_step, at=interrupt_when_open)
+        assert len(walk(server.base_url, tmp_path / "store", start=one_step, poll=1000).profiles) == 6
+
+
+def test_nobody_waits_for_what_he_has_not_asked(tmp_path):
+    with LLMServer(batches=BatchPlan(polls=10**6)) as server:
+        with pytest.raises(KeyboardInterrupt):
+            walk(server.base_url, tmp_path / "store", at=interrupt_when_open)
+        assert walk(server.base_url, tmp_path / "store", 0).left
+
+
+def test_the_command_goes_through_batches_and_can_forget_them(tmp_path, capsys):
+    folder = make_folder(tmp_path / "data", num_users=4, num_items=3)
+
+    def command(server, *more):
+        service = ["--base-url", server.base_url, "--transport", "batch", "--poll", "0.02", *more]
+        return main(["profile", "--data", str(folder), "--model", "test-model", "--num-profiles", "2", *service])
+
+    with LLMServer(batches=BatchPlan(fail="over")) as server:
+        assert command(server) == 2 and "The batch was refused" in capsys.readouterr().err
+    with LLMServer(faults=lambda r: "server-error" if r.method == "GET" else None, retry_after=0.001) as server:
+        assert command(server, "--retries", "0") == 2 and "the same command" in capsys.readouterr().err
+    with LLMServer() as server:
+        assert command(server) == 2
+        assert "--forget-batches" in capsys.readouterr().err and not server.paid
+        assert command(server, "--forget-batches") == 0
+        assert len(server.paid) == 7 * 4 and set(server.paid.values()) == {1}
+        assert not [r for r in server.requests if r.request.path.endswith("completions") and not r.request.batch]
 
 
 def test_settings_are_checked(tmp_path):

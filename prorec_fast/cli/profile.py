@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .progress import CostProgress, spent_in_words
-from .service_options import chat_settings, service_settings, store_path
+from .service_options import chat_settings, forget_batches, service_settings, store_path
 
 if TYPE_CHECKING:
     from prorec_fast.profiles import EmbedSettings, Prices
@@ -63,6 +63,7 @@ def _write(arguments: argparse.Namespace, folder: Path, prices: Prices) -> Step:
         return "write", {side: one.as_json() for side, one in found.items()}, True
     from prorec_fast.profiles.write import write_profiles
 
+    forget_batches(arguments, store)
     progress = _write_progress()
     try:
         report = write_profiles(

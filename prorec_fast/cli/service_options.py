@@ -33,6 +33,11 @@ def add_service_options(parser: argparse.ArgumentParser, positive: type, positiv
         help="batch: through the Batch API, at half the price, within a day (default: online)",
     )
     add("--poll", type=positive, metavar="S", default=30.0, help="seconds between looks at a batch (default: 30)")
+    add(
+        "--forget-batches",
+        action="store_true",
+        help="give up what open batches may still bring: their requests are asked, and paid for, again",
+    )
     money = parser.add_argument_group("money")
     add = money.add_argument
     add("--dry-run", action="store_true", help="count requests, tokens and dollars, and send nothing")
@@ -83,3 +88,12 @@ def service_settings(arguments: argparse.Namespace) -> ServiceSettings:
 
 def store_path(arguments: argparse.Namespace, folder: Path) -> Path:
     return folder / STORE if arguments.store is None else Path(arguments.store)
+
+
+def forget_batches(arguments: argparse.Namespace, store: Path) -> None:
+    """What --forget-batches asks for."""
+    if arguments.forget_batches:
+        from prorec_fast.profiles import Store
+
+        with Store(store) as opened:
+            opened.forget_batches()

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 
-from .batch_service import BatchService, OutputLine, Report, input_line
+from .batch_service import WAY_OUT, BatchService, OutputLine, Report, input_line
 from .errors import BudgetReached, ProfileError, Rejected, ServiceRefused, Unanswered
 from .open_batches import OpenBatch
 from .requests import Answer, ChatRequest
@@ -152,7 +152,9 @@ class BatchExchange:
                 async for part in parts:
                     reading.take(part)
         if reading.unreadable or reading.lines < report.completed:
-            raise Unanswered(f"of the {report.completed} answers of batch {batch.id}, {reading.lines} can be read")
+            raise Unanswered(
+                f"of the {report.completed} answers of batch {batch.id}, {reading.lines} can be read; {WAY_OUT}"
+            )
         self.store.end_batch(batch.name)
         if reading.strangers:
             self.session.outcome.note(f"batch {batch.id}: {reading.strangers} answers to what was not asked, left out")

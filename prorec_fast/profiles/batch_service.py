@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _ENDPOINT = "/v1/chat/completions"
 _MARK = "prorec_fast"  # the field of a batch's metadata that has our name of it
+WAY_OUT = "ask where it was made; if it is gone for good, --forget-batches has its requests asked, and paid for, again"
 _ENDED = ("completed", "failed", "expired", "cancelled")
 
 
@@ -138,11 +139,11 @@ class BatchService:
         Raises:
             ServiceRefused: also where the service has none of this id, or it is another's.
         """
-        with self._explained(f"has no batch {id}"):
+        with self._explained(f"has no batch {id}; {WAY_OUT}"):
             batch = await self._client.batches.retrieve(id)
             status = _text(batch.status, "status")
             if not _is_ours(batch, name, file):
-                raise ServiceRefused(f"{self._settings.place} has another's batch {id}")
+                raise ServiceRefused(f"{self._settings.place} has another's batch {id}; {WAY_OUT}")
             counts, errors = batch.request_counts, (batch.errors and batch.errors.data) or []
             reasons = [self._settings.redacted(error.message or error.code) for error in errors[:3]]
             return Report(
@@ -165,13 +166,13 @@ class BatchService:
                     *whole, rest = (rest + part).split(b"\n")
                     yield whole
         except openai.APIError as error:
-            raise self._problem(error) from error
+            raise self._problem(error, f"has no file {file} for a batch of ours; {WAY_OUT}") from error
         except Exception as error:  # of the client's transport, which is not always the same package
             raise Unanswered(f"a download broke off: {self._settings.redacted(error)}") from error
         yield [rest]
 
     @contextmanager
-    def _explained(self, missing: str = "has no Batch API (or not for this key)") -> Iterator[None]:
+    def _explained(self, missing: str = "has no Batch API, or not for this key") -> Iterator[None]:
         import openai
 
         try:
@@ -181,9 +182,9 @@ class BatchService:
         except (AttributeError, TypeError) as error:  # the client takes whatever comes with status 200
             raise Unanswered("a reply of another form than the Batch API's") from error
 
-    def _problem(self, error: openai.APIError, missing: str = "") -> ProfileError:
-        if missing and getattr(error, "status_code", None) in (404, 405, 501):
-            return ServiceRefused(f"{self._settings.place} {missing}: {self._settings.redacted(error)}")
+    def _problem(self, error: openai.APIError, missing: str) -> ProfileError:
+        if getattr(error, "status_code", None) in (404, 405, 501):
+            return ServiceRefused(f"{self._settings.place} {missing} ({self._settings.redacted(error)})")
         problem = self._settings.explained(error)
         return (
             ServiceRefused(f"{self._settings.place} refuses: {problem}") if isinstance(problem, Rejected) else problem

@@ -104,6 +104,14 @@ class BatchTables:
             self._db.execute("DELETE FROM batch_requests WHERE batch = ?", (name,))
             self._db.execute("DELETE FROM batches WHERE name = ?", (name,))
 
+    def forget_batches(self) -> int:
+        """Give up every open batch that no process is at, for good; what is left unanswered may be asked again."""
+        names = [name for name in self.batches() if self.take_batch(name)]
+        for name in names:
+            self.end_batch(name)
+        self.release(*names)
+        return len(names)
+
     def batches(self) -> dict[str, int]:
         """name -> number of requests, of all open batches."""
         return dict(self._read("SELECT name, requests FROM batches"))

@@ -106,7 +106,7 @@ class BatchService:
 
     async def uploaded(self, name: str) -> str | None:
         """The id of the file, if an `upload` that was cut short came to its end there."""
-        with self._explained():
+        with self._explained(f"lists no files; {WAY_OUT}"):
             async for file in self._client.files.list(purpose="batch"):
                 if file.filename == _file_name(name):
                     return _text(file.id, "id")
@@ -127,7 +127,7 @@ class BatchService:
 
     async def created(self, name: str, file: str) -> str | None:
         """The id of the batch, if a `create` that was cut short came to its end there."""
-        with self._explained():
+        with self._explained(f"lists no batches; {WAY_OUT}"):
             async for batch in self._client.batches.list(limit=100):
                 if _is_ours(batch, name, file):
                     return _text(batch.id, "id")
@@ -186,9 +186,9 @@ class BatchService:
         if getattr(error, "status_code", None) in (404, 405, 501):
             return ServiceRefused(f"{self._settings.place} {missing} ({self._settings.redacted(error)})")
         problem = self._settings.explained(error)
-        return (
-            ServiceRefused(f"{self._settings.place} refuses: {problem}") if isinstance(problem, Rejected) else problem
-        )
+        if isinstance(problem, Rejected):
+            return ServiceRefused(f"{self._settings.place} refuses: {problem}")
+        return problem
 
 
 def _file_name(name: str) -> str:

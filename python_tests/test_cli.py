@@ -303,7 +303,7 @@ def test_cli_parser_knows_what_the_package_has():
     assert set(parser.FRAMEWORKS) == {*FRAMEWORKS, "both"}
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["data"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["data"], ["retrieve"], ["info"]])
 def test_cli_help(command, capsys):
     with pytest.raises(SystemExit) as exit:
         main([*command, "--help"])

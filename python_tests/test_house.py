@@ -36,6 +36,7 @@ PUBLIC = {
         "choose",
         "enrich",
         "rank_candidates",
+        "search",
         "similar_users",
         "sparsity_level_budget",
     ),

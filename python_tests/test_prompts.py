@@ -16,12 +16,14 @@ FIELDS = {
     "aspects": ("positive", "negative"),
     "preferences": ("latent",),
     "new": ("profiles",),
+    "rerank": ("ids",),
 }
 
 
 def test_the_files_are_in_the_package():
     names = {file.name for file in files("prorec_fast.profiles.prompts").iterdir() if not file.name.startswith("__")}
-    assert names == {f"{side}_{step}.txt" for side in SIDES for step in STEPS} | {"rules.txt", "vocabulary.json"}
+    profiles = {f"{side}_{step}.txt" for side in SIDES for step in STEPS}
+    assert names == profiles | {"user_rerank.txt", "rules.txt", "vocabulary.json"}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -34,13 +36,12 @@ def test_prompts_of_each_domain(domain):
         "games": ("player", "game"),
         "films": ("viewer", "film"),
     }[domain]
-    for side in SIDES:
-        for step in STEPS:
-            text = prompts[side, step]
-            assert user in text and item in text and "{" not in text and "}" not in text
-            assert all(f'- "{field}":' in text for field in FIELDS[step])
-            assert "None of it speaks to you" in text and "JSON" in text
-            assert ("60 to 120 words" in text) == (step in ("original", "new"))
+    for side, step in [*((side, step) for side in SIDES for step in STEPS), ("user", "rerank")]:
+        text = prompts[side, step]
+        assert user in text and item in text and "{" not in text and "}" not in text
+        assert all(f'- "{field}":' in text for field in FIELDS[step])
+        assert "None of it speaks to you" in text and "JSON" in text
+        assert ("60 to 120 words" in text) == (step in ("original", "new"))
 
 
 def test_domains_and_texts_have_hashes_of_their_own(tmp_path):
@@ -48,6 +49,8 @@ def test_domains_and_texts_have_hashes_of_their_own(tmp_path):
     assert Prompts.load("games").hash == Prompts.load("games", tmp_path).hash
     (tmp_path / "user_new.txt").write_text("Write {length} of this {user}. {rules}")
     assert Prompts.load("games").hash != Prompts.load("games", tmp_path).hash
+    (tmp_path / "user_new.txt").rename(tmp_path / "user_rerank.txt")
+    assert Prompts.load("games").hash == Prompts.load("games", tmp_path).hash, "profiles do not depend on it"
 
 
 def test_a_file_of_ones_own_replaces_that_of_the_package(tmp_path):

@@ -20,6 +20,7 @@ _COMMANDS = {
     "evaluate": "evaluate",
     "recommend": "recommend",
     "profile": "profile",
+    "retrieve": "retrieve",
     "data": "inspect",
     "info": "inspect",
 }

@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from .profile_options import add_profile_options
+from .retrieve_options import add_retrieve_options
 from .service_options import add_chat_options, add_service_options
 
 MODELS = ("cvga", "gccf", "l_diffrec", "lightgcn", "mf", "mult_vae", "simgcl")
@@ -117,6 +118,17 @@ def make_parser() -> argparse.ArgumentParser:
     add_profile_options(profile, _positive_int, _count)
     add_chat_options(profile, _weight, _positive_int, _count)
     add_service_options(profile, _positive, _positive_int, _count)
+
+    retrieve = commands.add_parser(
+        "retrieve",
+        parents=[common, as_json],
+        help="add items of similar users to the training interactions",
+        description="Add to the training interactions of users with few the best items of users with similar profiles, "
+        "re-ranked by a language model or not (ProMax).",
+    )
+    add_retrieve_options(retrieve, _positive_int)
+    add_chat_options(retrieve, _weight, _positive_int, _count)
+    add_service_options(retrieve, _positive, _positive_int, _count)
 
     commands.add_parser(
         "info",

@@ -8,15 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .progress import CostProgress, spent_in_words
+from .progress import CostProgress, run_progress, show_estimates, spent_in_words
 from .service_options import chat_settings, forget_batches, service_settings, store_path
 
 if TYPE_CHECKING:
     from prorec_fast.profiles import EmbedSettings, Prices
     from prorec_fast.profiles.embed import Embedded
     from prorec_fast.profiles.embed_folder import EmbedEstimate, EmbedReport
-    from prorec_fast.profiles.estimate import Estimate
-    from prorec_fast.profiles.progress import SideReport
     from prorec_fast.profiles.store import Spent
     from prorec_fast.profiles.write import Report, WriteSettings
 
@@ -59,12 +57,12 @@ def _write(arguments: argparse.Namespace, folder: Path, prices: Prices) -> Step:
         batch = arguments.transport == "batch"
         found = estimate_profiles(folder, chat, settings, store=store, prices=prices, batch=batch)
         if not arguments.json:
-            _show_estimates(found)
+            show_estimates(found)
         return "write", {side: one.as_json() for side, one in found.items()}, True
     from prorec_fast.profiles.write import write_profiles
 
     forget_batches(arguments, store)
-    progress = _write_progress()
+    progress = run_progress()
     try:
         report = write_profiles(
             folder,
@@ -98,46 +96,6 @@ def _write_settings(arguments: argparse.Namespace) -> WriteSettings:
         max_reviews=arguments.max_reviews,
         max_items=arguments.max_items,
     )
-
-
-def _write_progress() -> Any:
-    from prorec_fast.profiles.write import Progress
-
-    class OneBarAfterTheOther(Progress):
-        side, shown = "", None
-
-        def update(self, side: str, report: SideReport, spent: Spent) -> None:
-            if side != self.side:
-                self.close()
-                self.side, self.shown = side, CostProgress(f"{side}s", report.total)
-            self.shown(report.total - report.left, sum(report.failed.values()), spent)
-
-        def batches(self, open: int, requests: int, done: int) -> None:
-            self.shown.batches(open, requests, done)
-
-        def note(self, line: str) -> None:
-            self.shown.note(line)
-
-        def close(self) -> None:
-            if self.shown is not None:
-                self.shown.close()
-
-    return OneBarAfterTheOther()
-
-
-def _show_estimates(found: dict[str, Estimate]) -> None:
-    total, unknown = 0.0, False
-    for side, one in found.items():
-        price = "no price known" if one.dollars is None else f"about ${one.dollars:.2f}"
-        total, unknown = total + (one.dollars or 0.0), unknown or one.dollars is None
-        silent = f", of {one.nothing_to_say} of them nothing is said" if one.nothing_to_say else ""
-        print(
-            f"{side}s: {one.nodes} to ask about{silent}; {one.requests} requests ({one.stored} answers are there "
-            f"already), {one.prompt_tokens:,} + {one.completion_tokens:,} tokens, {price}"
-        )
-    by = "this model's answers so far" if all(one.calibrated for one in found.values()) else "4 characters a token"
-    price = "give a file of --prices" if unknown else f"about ${total:.2f}"
-    print(f"in all: {price}; tokens by {by}, answers of the usual length, none asked twice; nothing was sent")
 
 
 def _show_report(report: Report) -> None:

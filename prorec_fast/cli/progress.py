@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prorec_fast.profiles.estimate import Estimate
+    from prorec_fast.profiles.progress import SideReport
     from prorec_fast.profiles.store import Spent
 
 _SECONDS = 5.0  # from one line to the next
@@ -78,3 +81,45 @@ def _cost(failed: int, spent: Spent) -> str:
 
 def spent_in_words(spent: Spent) -> str:
     return f"{spent.prompt_tokens:,} + {spent.completion_tokens:,} tokens, ${spent.dollars:.4f}"
+
+
+def run_progress() -> Any:
+    """A `Progress` for a run, to be closed."""
+    from prorec_fast.profiles.progress import Progress
+
+    class OneBarAfterTheOther(Progress):
+        side, shown = "", None
+
+        def update(self, side: str, report: SideReport, spent: Spent) -> None:
+            if side != self.side:
+                self.close()
+                self.side, self.shown = side, CostProgress(f"{side}s", report.total)
+            self.shown(report.total - report.left, sum(report.failed.values()), spent)
+
+        def batches(self, open: int, requests: int, done: int) -> None:
+            self.shown.batches(open, requests, done)
+
+        def note(self, line: str) -> None:
+            self.shown.note(line)
+
+        def close(self) -> None:
+            if self.shown is not None:
+                self.shown.close()
+
+    return OneBarAfterTheOther()
+
+
+def show_estimates(found: Mapping[str, Estimate]) -> None:
+    """What a run would ask, by "item" and "user"."""
+    total, unknown = 0.0, False
+    for side, one in found.items():
+        price = "no price known" if one.dollars is None else f"about ${one.dollars:.2f}"
+        total, unknown = total + (one.dollars or 0.0), unknown or one.dollars is None
+        silent = f", of {one.nothing_to_say} of them nothing is said" if one.nothing_to_say else ""
+        print(
+            f"{side}s: {one.nodes} to ask about{silent}; {one.requests} requests ({one.stored} answers are there "
+            f"already), {one.prompt_tokens:,} + {one.completion_tokens:,} tokens, {price}"
+        )
+    by = "this model's answers so far" if all(one.calibrated for one in found.values()) else "4 characters a token"
+    price = "give a file of --prices" if unknown else f"about ${total:.2f}"
+    print(f"in all: {price}; tokens by {by}, answers of the usual length, none asked twice; nothing was sent")

@@ -8,18 +8,22 @@ from prorec_fast.ops.candidate_items import CandidateItems
 
 from .candidates import RankedCandidates, rank_candidates, sparsity_level_budget
 from .enrichment import Enrichment, choose, enrich
+from .folder import Found, Level, search
 from .similar import candidate_items, similar_users
 from .whitening import Whitening
 
 __all__ = [
     "CandidateItems",
     "Enrichment",
+    "Found",
+    "Level",
     "RankedCandidates",
     "Whitening",
     "candidate_items",
     "choose",
     "enrich",
     "rank_candidates",
+    "search",
     "similar_users",
     "sparsity_level_budget",
 ]

@@ -63,13 +63,18 @@ def sparsity_level_budget(counts: Tensor) -> Tensor:
         raise TypeError(f"counts: want a 1-d integer tensor, got {describe(counts)}")
     if counts.numel() == 0:
         return counts.long()
+    quartiles, level = sparsity_levels(counts)
+    target = torch.cat([quartiles, quartiles.new_full((1,), -1.0)])[level]
+    return (target - counts + 1).floor().clamp_min(0).long()
+
+
+def sparsity_levels(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """(quartiles float64 [3], level int64 [M]): those of `counts`, and how many of them each count reaches."""
     ordered = counts.double().sort().values
     at = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=counts.device) * (counts.numel() - 1)
     below = ordered[at.floor().long()]
     quartiles = below + (ordered[at.ceil().long()] - below) * at.frac()
-    level = torch.searchsorted(quartiles, counts.double(), right=True)  # how many quartiles are at most c
-    target = torch.cat([quartiles, quartiles.new_full((1,), -1.0)])[level]
-    return (target - counts + 1).floor().clamp_min(0).long()
+    return quartiles, torch.searchsorted(quartiles, counts.double(), right=True)
 
 
 def rank_candidates(

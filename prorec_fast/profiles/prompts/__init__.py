@@ -23,7 +23,8 @@ SIDES = ("item", "user")
 STEPS = ("original", "aspects", "preferences", "new")
 VOCABULARY, RULES = "vocabulary.json", "rules.txt"
 
-_FILES = tuple(f"{side}_{step}.txt" for side in SIDES for step in STEPS)
+_PROFILES = tuple((side, step) for side in SIDES for step in STEPS)
+_FILES = {f"{side}_{step}.txt": (side, step) for side, step in (*_PROFILES, ("user", "rerank"))}
 _REQUIRED = {name: ("rules", "length") if name.endswith(("original.txt", "new.txt")) else ("rules",) for name in _FILES}
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -31,6 +32,8 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 @dataclass(frozen=True)
 class Prompts:
     """The system prompt of each step, ready to be sent: `prompts["item", "original"]`.
+
+    Beside those of the profiles' steps there is `prompts["user", "rerank"]`.
 
     Attributes:
         domain: whose words are in them.
@@ -45,8 +48,8 @@ class Prompts:
 
     @property
     def hash(self) -> str:
-        """Hex digest of all texts."""
-        return digest([self[side, step] for side in SIDES for step in STEPS])
+        """Hex digest of all texts that profiles are written with."""
+        return digest([self[step] for step in _PROFILES])
 
     @classmethod
     def load(cls, domain: str = "generic", folder: str | os.PathLike[str] | None = None) -> Prompts:
@@ -69,12 +72,7 @@ class Prompts:
 
         words = {**vocabulary[domain], "length": PROFILE_LENGTH}
         words["rules"] = _filled(sources[RULES], words, RULES)
-        texts = {}
-        for side in SIDES:
-            for step in STEPS:
-                name = f"{side}_{step}.txt"
-                texts[side, step] = _filled(sources[name], words, name)
-        return cls(domain, texts)
+        return cls(domain, {step: _filled(sources[name], words, name) for name, step in _FILES.items()})
 
 
 def _packaged(name: str) -> str:

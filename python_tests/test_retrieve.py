@@ -130,20 +130,41 @@ def test_retrieve_again_pays_for_nothing_and_writes_the_same(folder, capsys):
         assert estimate["user"]["requests"] == paid
         code, report = run(capsys, *arguments(folder, server))
         assert len(server.requests) == paid and report["rerank"]["spent"]["answers"] == 0
-        run(capsys, *arguments(folder, server, "--num-candidates", "2"))
-        assert len(server.requests) == 2 * paid, "another question to everybody"
-    assert (folder / "enriched.npz").read_bytes() != before and code == 0
+    assert (folder / "enriched.npz").read_bytes() == before and code == 0
+
+
+def test_retrieve_asks_anew_what_is_another_question(folder, tmp_path, capsys):
+    def other_profiles():
+        lines = [{"id": row, "profiles": [f"of {row}"]} for row in range(50)]
+        write_jsonl(folder / "profiles_items.jsonl.gz", lines)
+
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "user_rerank.txt").write_text("Choose.\n{rules}")
+    with LLMServer() as server:
+        run(capsys, *arguments(folder, server))
+        everybody = len(server.requests)
+        for change, more in (
+            (None, ("--num-candidates", "2")),
+            (None, ("--prompts", str(tmp_path / "prompts"))),
+            (None, ("--num-similar", "1")),
+            (other_profiles, ()),
+        ):
+            if change is not None:
+                change()
+            paid = len(server.requests)
+            run(capsys, *arguments(folder, server, *more))
+            assert len(server.requests) - paid > 0.8 * everybody, more
 
 
 def test_retrieve_tells_the_model_of_training_alone(folder, capsys):
     with LLMServer() as server:
-        run(capsys, *arguments(folder, server))
+        run(capsys, *arguments(folder, server, "--max-items", "5"))
         records = server.requests
     data = load(folder, enriched=False)
     train = [set(items) for items in np.split(data.train.indices, data.train.indptr[1:-1])]
     for record in records:
         shown = {int(item["title"][5:-1]) for item in asked(record)["user"]["items"]}
-        assert len(shown) <= 10 and any(shown <= own for own in train)
+        assert len(shown) == 5 and any(shown <= own for own in train)
 
 
 def test_retrieve_tells_of_users_and_items_by_their_profiles(folder, capsys):
@@ -170,7 +191,10 @@ def test_retrieve_tells_of_users_and_items_by_their_profiles(folder, capsys):
 def test_retrieve_counts_invented_ids(folder, capsys):
     with LLMServer(faults={"invented-ids": 1.0}) as server:
         code, report = run(capsys, *arguments(folder, server))
-    assert code == 0 and report["rerank"]["invented"] > 0
+    wanted = [asked(record)["count"] for record in server.requests if len(record.request.body["messages"]) == 2]
+    # every second id is invented; of one there is nothing left, and it is asked again in vain
+    assert code == 0 and report["rerank"]["invented"] == sum((count + 1) // 2 for count in wanted if count > 1)
+    assert report["rerank"]["asked"]["failed"] == {"malformed": wanted.count(1)}
     pairs, data = added_pairs(folder), load(folder, enriched=False)
     ranked = retrieval.rank_candidates(data.train_graph, data.user_profiles, data.item_profiles)
     allowed = torch.zeros(60, dtype=torch.long).index_add(0, ranked.users, ranked.budget)

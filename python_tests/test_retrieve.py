@@ -133,6 +133,14 @@ def test_retrieve_again_pays_for_nothing_and_writes_the_same(folder, capsys):
     assert (folder / "enriched.npz").read_bytes() == before and code == 0
 
 
+def test_retrieve_by_batches(folder, capsys):
+    with LLMServer() as server:
+        code, report = run(capsys, *arguments(folder, server, "--transport", "batch", "--poll", "0.02"))
+        asked_for = [record for record in server.requests if record.request.batch]
+    assert code == 0 and report["rerank"]["asked"]["written"] == len(asked_for) > 0
+    assert set(added_pairs(folder)["source"]) == {"llm"}
+
+
 def test_retrieve_asks_anew_what_is_another_question(folder, tmp_path, capsys):
     def other_profiles():
         lines = [{"id": row, "profiles": [f"of {row}"]} for row in range(50)]

@@ -13,12 +13,12 @@ from prorec_fast import retrieval
 from prorec_fast.data.enriched import ENRICHED
 
 from .progress import run_progress, show_estimates, spent_in_words
-from .service_options import chat_settings, service_settings, store_path
+from .service_options import chat_settings, forget_batches, service_settings, store_path
 
 if TYPE_CHECKING:
     from prorec_fast.profiles.reranking import Reranking, RerankSettings
 
-_IDLE = ("base_url", "budget", "prices", "store", "prompts", "dry_run", "retry_failed")
+_IDLE = ("base_url", "budget", "prices", "store", "prompts", "dry_run", "retry_failed", "forget_batches")
 
 
 def run_retrieve(arguments: argparse.Namespace) -> int:
@@ -88,6 +88,8 @@ def _reranked(arguments: argparse.Namespace, found: retrieval.Found) -> Rerankin
     from prorec_fast.profiles import Prices
     from prorec_fast.profiles.reranking import rerank_candidates
 
+    store = store_path(arguments, found.folder)
+    forget_batches(arguments, store)
     progress = run_progress()
     try:
         return rerank_candidates(
@@ -97,7 +99,7 @@ def _reranked(arguments: argparse.Namespace, found: retrieval.Found) -> Rerankin
             chat_settings(arguments, arguments.rerank_model),
             _settings(arguments),
             service=service_settings(arguments),
-            store=store_path(arguments, found.folder),
+            store=store,
             prices=Prices.load(arguments.prices),
             budget=arguments.budget,
             transport=arguments.transport,

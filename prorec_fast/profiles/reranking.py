@@ -151,6 +151,7 @@ def rerank_candidates(
             batch=transport == "batch",
         )
         reranker.open(opened, progress)
+        reranker.begin("user")
         stopped = None
         try:
             run_chains(reranker.chains(), session, poll=poll)
@@ -180,6 +181,7 @@ def estimate_reranking(
     reranker = _Reranker(folder, data, candidates, chat, settings or RerankSettings())
     with Store(store or reranker.folder / "answers.sqlite") as opened:
         reranker.open(opened)
+        reranker.begin("user")
         return estimate(reranker.chains(), opened, chat, prices or Prices.load(), batch=batch)
 
 
@@ -230,7 +232,6 @@ class _Reranker(RunState):
 
     def chains(self) -> Iterator[tuple[Node, Start]]:
         """Every user to be asked that has neither an answer nor a failure that is to stay."""
-        self.begin("user")
         for user in self.asked:
             if self.due(user):
                 yield ("user", user), lambda user=user: self.chain(user)

@@ -62,7 +62,7 @@ def test_importing_needs_torch_and_numpy_alone():
         import sys
         class Refuse:
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in ("scipy", "safetensors", "tqdm", "pytest", "triton"):
+                if name.split(".")[0] in ("scipy", "safetensors", "tqdm", "pytest", "triton", "pyarrow"):
                     raise ImportError(f"importing prorec_fast asked for {name}")
         sys.meta_path.insert(0, Refuse())
         import prorec_fast

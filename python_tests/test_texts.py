@@ -94,7 +94,7 @@ BAD_NODES = [
     ({"id": 1, "title": ["x"]}, "'title' must be a string"),
     ({"id": 1, "attributes": ["x"]}, "'attributes' must be an object of strings"),
     ({"id": 1, "attributes": {"year": 5}}, "attribute 'year' must be a string, got 5"),
-    ('{"id": 1, "text": "\\ud800"}', "unpaired surrogate"),
+    ('{"id": 1, "text": "\\ud800"}', "half of a surrogate pair"),
 ]
 
 

@@ -22,16 +22,20 @@ _COMMANDS = {
     "profile": "profile",
     "retrieve": "retrieve",
     "data": "inspect",
+    "data import": "import_data",
     "info": "inspect",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name, from the command line when None. Returns the exit code."""
-    arguments = make_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:2] == ["data", "import"]:  # a command of two words, since `data` takes a folder
+        words[:2] = ["data import"]
+    arguments = make_parser().parse_args(words)
     try:
         module = importlib.import_module(f"prorec_fast.cli.{_COMMANDS[arguments.command]}")
-        code = getattr(module, f"run_{arguments.command}")(arguments)
+        code = getattr(module, f"run_{arguments.command.replace(' ', '_')}")(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:

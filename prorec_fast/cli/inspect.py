@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prorec_fast.data import Dataset
 
 
 def run_data(arguments: argparse.Namespace) -> int:
-    """Load a data set, which checks it, and describe it."""
+    """Load a data set and its texts, which checks them, and describe them."""
     from prorec_fast.data import load
 
-    facts = load(*([] if arguments.data is None else [arguments.data])).describe()
+    data = load(*([] if arguments.data is None else [arguments.data]))
+    facts = data.describe() | _texts(data)
     if arguments.json:
         print(json.dumps(facts, indent=1))
         return 0
@@ -19,6 +25,21 @@ def run_data(arguments: argparse.Namespace) -> int:
         shown = "-" if value is None else f"{value:.5f}" if isinstance(value, float) else value
         print(f"{name.replace('_', ' '):{width}}  {shown}")
     return 0
+
+
+def _texts(data: Dataset) -> dict[str, object]:
+    """How much is written in the data folder; nothing where there are no texts."""
+    from prorec_fast.data import load_texts
+
+    if not Path(data.source).is_dir():
+        return {}
+    texts = load_texts(data.source, data.num_users, data.num_items)
+    facts = {
+        "users_with_text": sum(bool(node.title or node.text or node.attributes) for node in texts.users.values()),
+        "items_with_text": sum(bool(node.title or node.text or node.attributes) for node in texts.items.values()),
+        "reviews": len(texts.reviews),
+    }
+    return facts if any(facts.values()) else {}
 
 
 def run_info(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import math
 import sys
 from typing import NoReturn
 
+from .import_options import add_import_options
 from .profile_options import add_profile_options
 from .retrieve_options import add_retrieve_options
 from .service_options import add_chat_options, add_service_options
@@ -105,9 +106,21 @@ def make_parser() -> argparse.ArgumentParser:
     recommend.add_argument("--device", metavar="D", help="cpu, cuda, ...; default: cuda where there is one")
 
     data = commands.add_parser(
-        "data", parents=[common, as_json], help="describe a data set", description="Check and describe a data set."
+        "data",
+        parents=[common, as_json],
+        help="describe a data set",
+        description="Check and describe a data set; `prorec-fast data import` makes one from files of your own.",
     )
     data.add_argument("data", nargs="?", metavar="DIR", help="a folder, or a built-in name (default: the built-in set)")
+
+    importing = commands.add_parser(
+        "data import",
+        parents=[common, as_json],
+        help="make a data set from files of your own",
+        description="Make a data folder from interactions, and texts where there are some, in CSV, TSV, JSON lines "
+        "(each plain or .gz) or Parquet, and report what became of every row.",
+    )
+    add_import_options(importing, _positive_int, _count)
 
     profile = commands.add_parser(
         "profile",

@@ -3,10 +3,11 @@
 from .dataset import Dataset, Interactions
 from .enriched import save_enrichment, with_enrichment
 from .errors import DataError
+from .importing import ImportSettings, import_interactions
 from .loading import load
 from .texts import NodeText, Review, Texts, load_texts, own_ids
 
 __all__ = [
-    "DataError", "Dataset", "Interactions", "NodeText", "Review", "Texts", "load", "load_texts", "own_ids",
-    "save_enrichment", "with_enrichment",
+    "DataError", "Dataset", "ImportSettings", "Interactions", "NodeText", "Review", "Texts", "import_interactions",
+    "load", "load_texts", "own_ids", "save_enrichment", "with_enrichment",
 ]  # fmt: skip

@@ -120,8 +120,6 @@ def _for_each(folder: Path, name: str, take: Callable[[dict[str, Any]], None]) -
     for number, line in read_jsonl(path):
         try:
             take(line)
-        except UnicodeEncodeError as error:  # an escaped half of a surrogate pair, which no service would take
-            raise DataError(f"{path}:{number}: a text with an unpaired surrogate") from error
         except _Malformed as error:
             raise DataError(f"{path}:{number}: {error}") from error
 

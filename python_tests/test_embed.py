@@ -291,9 +291,9 @@ def test_embeddings_that_are_no_numbers_are_value_errors(given):
 
 def test_a_budget_stops_and_more_of_it_goes_on(store):
     with LLMServer() as server:
-        # a call of 8 texts costs 4 cents, and 8 are set aside: the second waits until it is known what the first cost
-        embedded = run(TEXTS, store, server, budget=0.13)
-        assert "$0.13" in embedded.stopped and embedded.done == 16 and store.spent().dollars == pytest.approx(0.08)
+        # a call of 8 texts costs 4 cents, and 16 are set aside: the second waits until it is known what the first cost
+        embedded = run(TEXTS[:24], store, server, budget=0.22)
+        assert "$0.22" in embedded.stopped and embedded.done == 16 and store.spent().dollars == pytest.approx(0.08)
         embedded = run(TEXTS, store, server, budget=2.0)
         assert embedded.done == 30 and embedded.stopped is None and set(server.paid_texts.values()) == {1}
         with pytest.raises(ProfileError, match="no price is known for other"):

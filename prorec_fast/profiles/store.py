@@ -28,15 +28,16 @@ from .open_batches import TABLES, BatchTables
 _VERSION = 1
 _APPLICATION = 0x50724663  # what tells a store from other programs' SQLite files
 _KEYS = 500  # in one query
+# tables of long values have row numbers: without, a tree of values would be walked to see whether a key is there
 _SCHEMA = """
 CREATE TABLE answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, body TEXT NOT NULL, prompt_chars INTEGER NOT NULL,
-    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, cost REAL, created REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE vectors (key TEXT PRIMARY KEY, model TEXT NOT NULL, vector BLOB NOT NULL) WITHOUT ROWID;
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, cost REAL, created REAL NOT NULL);
+CREATE TABLE vectors (key TEXT PRIMARY KEY, model TEXT NOT NULL, vector BLOB NOT NULL);
 CREATE TABLE leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, cost REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE totals (model TEXT PRIMARY KEY, answers INTEGER NOT NULL, prompt_chars INTEGER NOT NULL,
     prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, dollars REAL NOT NULL);
 CREATE TABLE profiles (run TEXT, side TEXT, row INTEGER, texts TEXT NOT NULL, lineage TEXT NOT NULL,
-    PRIMARY KEY (run, side, row)) WITHOUT ROWID;
+    PRIMARY KEY (run, side, row));
 CREATE TABLE failures (run TEXT, side TEXT, row INTEGER, kind TEXT NOT NULL, reason TEXT NOT NULL,
     round INTEGER NOT NULL, PRIMARY KEY (run, side, row)) WITHOUT ROWID;
 """
@@ -204,17 +205,18 @@ class Store(BatchTables):
 
     def vectors(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """The float32 vectors stored under those of `keys` that have one."""
-        found = self._of_vectors("key, vector", keys)
+        found = self._of_keys("key, vector FROM vectors", keys)
         return {key: np.frombuffer(blob, dtype="<f4") for key, blob in found}
 
     def with_vectors(self, keys: Sequence[str]) -> set[str]:
         """Those of `keys` that have a vector."""
-        return {key for (key,) in self._of_vectors("key", keys)}
+        return {key for (key,) in self._of_keys("key FROM vectors", keys)}
 
-    def _of_vectors(self, columns: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    def _of_keys(self, what: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """Rows of "SELECT `what` WHERE key" is one of `keys`."""
         for start in range(0, len(keys), _KEYS):
             part = keys[start : start + _KEYS]
-            yield from self._read(f"SELECT {columns} FROM vectors WHERE key IN ({','.join('?' * len(part))})", *part)
+            yield from self._read(f"SELECT {what} WHERE key IN ({','.join('?' * len(part))})", *part)
 
     def save_vectors(
         self,
@@ -271,21 +273,16 @@ class Store(BatchTables):
         Raises:
             BudgetReached: they would together exceed the budget; none of them is leased.
         """
-        owner, alive = self._owner_name(), {}
+        owner = self._owner_name()
         with self._transaction():
-            free = []
-            for key in costs:
-                if any(self._read(f"SELECT 1 FROM {table} WHERE key = ?", key) for table in ("answers", "vectors")):
-                    continue
-                if self._read("SELECT 1 FROM batch_requests WHERE key = ?", key):
-                    raise InOpenBatch("an open batch is going to bring this answer; read it with --transport batch")
-                for (other,) in self._read("SELECT owner FROM leases WHERE key = ?", key):
-                    if other not in alive:
-                        alive[other] = self._alive(other)
-                    if alive[other]:
-                        break
-                else:
-                    free.append(key)
+            keys = list(costs)
+            there = {key for table in ("answers", "vectors") for (key,) in self._of_keys(f"key FROM {table}", keys)}
+            free = [key for key in keys if key not in there]
+            if any(self._of_keys("key FROM batch_requests", free)):
+                raise InOpenBatch("an open batch is going to bring this answer; read it with --transport batch")
+            owners = dict(self._of_keys("key, owner FROM leases", free))
+            alive = {other: self._alive(other) for other in set(owners.values())}
+            free = [key for key in free if key not in owners or not alive[owners[key]]]
             cost = sum(costs[key] for key in free)
             if free and budget is not None and self._committed() + cost > budget:
                 raise BudgetReached(cost, budget)

@@ -9,6 +9,7 @@ import os
 import signal
 import ssl
 import threading
+import time
 import urllib.request
 from collections import Counter
 from dataclasses import replace
@@ -426,6 +427,17 @@ def test_a_stopped_run_says_that_batches_go_on_and_the_next_collects_them(tmp_pa
         assert heard.profiles == profiles_of(truth, 6) and asked(server, *CREATE) == 2
     assert set(server.paid.values()) == {1}
     assert walk(server.base_url, tmp_path / "store", transport=online).profiles == heard.profiles
+
+
+def test_a_run_that_waits_hears_that_it_is_to_stop(tmp_path):
+    def stop_soon(heard, what):
+        if what == "look" and heard.looks[-1][0]:
+            threading.Timer(0.1, interrupt_when_open, (heard, what)).start()
+
+    begun = time.monotonic()
+    with LLMServer() as server, pytest.raises(KeyboardInterrupt):
+        walk(server.base_url, tmp_path / "store", at=stop_soon, poll=20)
+    assert time.monotonic() - begun < 10
 
 
 def test_batches_of_other_settings_are_collected_too(tmp_path, truth):

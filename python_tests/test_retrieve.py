@@ -319,3 +319,14 @@ def test_retrieve_of_the_built_in_set(tmp_path, monkeypatch, capsys):
     assert "--out: say where" in capsys.readouterr().err
     code, report = run(capsys, "retrieve", "--data", "synthetic", "--out", str(tmp_path / "e.npz"))
     assert code == 0 and (tmp_path / "e.tsv").exists() and report["added"] > 0
+
+
+def test_retrieve_from_python(folder):
+    from prorec_fast.profiles import ChatSettings, ServiceSettings, rerank_candidates
+
+    found = retrieval.search(folder)
+    with LLMServer() as server:
+        choices = rerank_candidates(found, ChatSettings("test-model"), service=ServiceSettings(server.base_url))
+    made = found.choose(choices)
+    assert choices.complete and found.save(made, choices)[0] == str(folder / "enriched.npz")
+    assert torch.equal(load(folder).enriched_graph.user_indices, made.graph.user_indices)

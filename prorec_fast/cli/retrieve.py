@@ -27,8 +27,7 @@ def run_retrieve(arguments: argparse.Namespace) -> int:
         if arguments.rerank_model is None and getattr(arguments, name):
             raise ValueError(f"--{name.replace('_', '-')}: has no effect without --rerank-model")
     found = retrieval.search(arguments.data, num_similar=arguments.num_similar, whiten=arguments.whiten)
-    out = _out(arguments, found)
-    choices = None
+    out, choices = _out(arguments, found), None
     if arguments.rerank_model is not None:
         if found.folder is None:
             raise ValueError("--rerank-model: a built-in set has no texts for a model to choose by")
@@ -69,9 +68,7 @@ def _show_estimate(arguments: argparse.Namespace, found: retrieval.Found) -> Non
     from prorec_fast.profiles.reranking import estimate_reranking
 
     estimate = estimate_reranking(
-        found.folder,
-        found.data,
-        found.candidates,
+        found,
         chat_settings(arguments, arguments.rerank_model),
         _settings(arguments),
         store=store_path(arguments, found.folder),
@@ -93,9 +90,7 @@ def _reranked(arguments: argparse.Namespace, found: retrieval.Found) -> Rerankin
     progress = run_progress()
     try:
         return rerank_candidates(
-            found.folder,
-            found.data,
-            found.candidates,
+            found,
             chat_settings(arguments, arguments.rerank_model),
             _settings(arguments),
             service=service_settings(arguments),
@@ -113,7 +108,7 @@ def _reranked(arguments: argparse.Namespace, found: retrieval.Found) -> Rerankin
 def _finish(arguments: argparse.Namespace, found: retrieval.Found, choices: Reranking | None, out: Path) -> int:
     complete = choices is None or choices.complete
     enrichment = found.choose(choices) if complete else None
-    files = [] if enrichment is None else found.save(out, enrichment, choices)
+    files = [] if enrichment is None else found.save(enrichment, choices, out=out)
     levels = found.levels(enrichment)
     report: dict[str, Any] = {
         "data": found.data.name,

@@ -6,11 +6,9 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prorec_fast._checks import one_of, positive_int
-from prorec_fast.data.dataset import Dataset
 from prorec_fast.data.jsonl import write_jsonl
 from prorec_fast.data.texts import load_texts
 
@@ -31,7 +29,7 @@ from .transports import TRANSPORTS, run_chains
 from .wording import clean, cut
 
 if TYPE_CHECKING:
-    from prorec_fast.retrieval import RankedCandidates
+    from prorec_fast.retrieval import Found, RankedCandidates
 
 FAILURES = "rerank_failures.jsonl"
 _TITLE_CHARS = 200
@@ -107,9 +105,7 @@ class Reranking:
 
 
 def rerank_candidates(
-    folder: str | os.PathLike[str],
-    data: Dataset,
-    candidates: RankedCandidates,
+    found: Found,
     chat: ChatSettings,
     settings: RerankSettings | None = None,
     *,
@@ -130,8 +126,7 @@ def rerank_candidates(
     `rerank_failures.jsonl` in the folder, with the reason.
 
     Args:
-        folder: what `data` was loaded from, with its texts.
-        candidates: of `data.train_graph`.
+        found: what `retrieval.search` found in a data folder with texts.
         store, prices, budget, transport, poll, progress: as in `write_profiles`; `progress` hears of "user".
 
     Raises:
@@ -139,7 +134,7 @@ def rerank_candidates(
         KeyboardInterrupt: interrupted; what was under way is kept.
     """
     one_of("transport", transport, TRANSPORTS)
-    reranker = _Reranker(folder, data, candidates, chat, settings or RerankSettings())
+    reranker = _Reranker(found, chat, settings or RerankSettings())
     with Store(store or reranker.folder / "answers.sqlite") as opened:
         session = Session(
             opened,
@@ -163,9 +158,7 @@ def rerank_candidates(
 
 
 def estimate_reranking(
-    folder: str | os.PathLike[str],
-    data: Dataset,
-    candidates: RankedCandidates,
+    found: Found,
     chat: ChatSettings,
     settings: RerankSettings | None = None,
     *,
@@ -178,7 +171,7 @@ def estimate_reranking(
     Raises:
         ProfileError, DataError, ValueError: settings or data that cannot be used; one line.
     """
-    reranker = _Reranker(folder, data, candidates, chat, settings or RerankSettings())
+    reranker = _Reranker(found, chat, settings or RerankSettings())
     with Store(store or reranker.folder / "answers.sqlite") as opened:
         reranker.open(opened)
         reranker.begin("user")
@@ -188,16 +181,11 @@ def estimate_reranking(
 class _Reranker(RunState):
     """The chains of one folder's candidates, and what became of them. An `Outcome` for a session."""
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        data: Dataset,
-        candidates: RankedCandidates,
-        chat: ChatSettings,
-        settings: RerankSettings,
-    ) -> None:
-        self.folder, self.chat, self.settings = Path(folder), chat, settings
-        self.items = candidates.items
+    def __init__(self, found: Found, chat: ChatSettings, settings: RerankSettings) -> None:
+        if found.folder is None:
+            raise ProfileError(f"{found.data.name}: a built-in set has no texts for a model to choose by")
+        folder, data, candidates = found.folder, found.data, found.candidates
+        self.folder, self.chat, self.settings, self.items = folder, chat, settings, candidates.items
         texts = load_texts(folder, data.num_users, data.num_items)
         self.nodes = texts.items
         self.keys = {row: node.key for row, node in texts.users.items()}

@@ -67,14 +67,22 @@ class Found:
         """The training graph with the best candidates, or those of `choices`, added."""
         return choose(self.data.train_graph, self.candidates, None if choices is None else choices.answers)
 
-    def save(self, out: str | os.PathLike[str], enrichment: Enrichment, choices: Choices | None = None) -> list[str]:
-        """Write `out`, which `data.load` finds where it is called enriched.npz, and beside it a table for people with
-        the users' own ids, .tsv in place of .npz; returns both paths."""
-        out = Path(out)
-        how = {**self.how, "rerank": None if choices is None else dict(choices.how)}
-        save_enrichment(out, self.data, enrichment, how)
+    def save(
+        self, enrichment: Enrichment, choices: Choices | None = None, *, out: str | os.PathLike[str] | None = None
+    ) -> list[str]:
+        """Write `out`, by default the enriched.npz of the folder, where `data.load` finds it, and beside it a table for
+        people with the users' own ids, .tsv in place of .npz; returns both paths.
+
+        Raises:
+            DataError: no `out` for a built-in set, whose folder is nobody's to write to.
+        """
+        if out is None and self.folder is None:
+            raise DataError(f"{self.data.name}: a built-in set; say where its enrichment is to go")
+        out = self.folder / ENRICHED if out is None else Path(out)
         sizes = self.data.num_users, self.data.num_items
         ids = [list(map(str, range(size))) for size in sizes] if self.folder is None else own_ids(self.folder, *sizes)
+        how = {**self.how, "rerank": None if choices is None else dict(choices.how)}
+        save_enrichment(out, self.data, enrichment, how)
         write_enrichment_table(out.with_suffix(".tsv"), enrichment, *ids)
         return [str(out), str(out.with_suffix(".tsv"))]
 

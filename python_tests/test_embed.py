@@ -158,6 +158,24 @@ def test_a_service_that_rejects_everything_ends_the_run(store):
     assert store.lease_each(dict.fromkeys(map(EmbedSettings(MODEL).key, TEXTS), 0.0))
 
 
+def test_rejected_texts_among_others_end_nothing(store):
+    bad = set(TEXTS[::4])
+    with LLMServer(faults=lambda request: "bad-request" if bad & set(request.body["input"]) else None) as server:
+        embedded = run(TEXTS, store, server, batch_texts=4, concurrency=1)
+        assert [record.status for record in server.requests].count(400) > 16
+    assert embedded.done == 22 and len(embedded.failures) == 8
+
+
+def test_what_is_under_way_when_the_run_ends_is_kept(store):
+    def script(request):
+        return "unauthorized" if TEXTS[0] in request.body["input"] else None
+
+    with LLMServer(faults=script, latency=0.2) as server:
+        with pytest.raises(ServiceRefused):
+            run(TEXTS, store, server)
+        assert len(server.paid_texts) == len(store.with_vectors([EmbedSettings(MODEL).key(t) for t in TEXTS])) == 22
+
+
 @pytest.mark.parametrize("fault", ["unauthorized", "unknown-model", "quota"])
 def test_a_service_that_refuses_is_not_asked_on(store, fault, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
@@ -270,6 +288,13 @@ def test_a_width_other_than_asked_for_or_stored_is_refused(store):
     with SpoiltServer(lambda request, answer: _narrower(answer), width=8) as server:
         embedded = run(["alone"], store, server, dimensions=5)
     assert "3 numbers" in str(embedded.failures)
+
+
+def test_what_is_wrong_with_a_reply_is_said():
+    entry = {"index": 0, "embedding": [1.0]}
+    for count, problem in ((3, "2 vectors for 3 texts"), (2, "0 as the index of one, out of range or repeated")):
+        with pytest.raises(ValueError, match=problem):
+            read_embeddings(json.dumps({"data": [entry, entry]}), count, None)
 
 
 @pytest.mark.parametrize("body", ["", "[]", "null", "1", '{"data": 3}', "<html>", "[" * 100_000])

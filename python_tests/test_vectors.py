@@ -55,16 +55,21 @@ def test_vectors_come_back_as_they_were_written(tmp_path):
     again = Whitening(6).load_state_dict(found.whitening)
     assert torch.equal(again.transform(new), Whitening(6).load_state_dict(whitening).transform(new))
     before = path.read_bytes()
-    save_vectors(path, found)
+    save_vectors(path, replace(found, lineage={"n": 1, "split": "abc"}))
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "profiles_x.safetensors"
     save_vectors(path, some_vectors())
     before = path.read_bytes()
-    with pytest.raises(TypeError, match="JSON"):
-        save_vectors(path, some_vectors(lineage={"split": object()}))
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        save_vectors(path, some_vectors(count=1))
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -236,8 +241,10 @@ def test_what_stands_in_for_a_text():
         assert found.lineage["items"] == {"profiles": 1, "description": 1, "readers_mean": 1, "none": 2}
     assert found.lineage["chat_models"] == ["m"] and found.lineage["split"] == data.split_hash
     assert found.lineage["prompts"] == ["p"] and found.lineage["chat_settings"] == []
-    assert "3 of 5 items" not in found.provenance and "4 of 5 items without a profile text: 1 with the vector of" in (
-        found.provenance
+    assert found.provenance.endswith(
+        "2 of 4 users without a profile text: 1 with their training items' mean, 1 with zeros; 4 of 5 items without "
+        "a profile text: 1 with the vector of their title and description, 1 with their training users' mean, "
+        "2 with zeros"
     )
 
 
@@ -255,6 +262,7 @@ def test_one_side_alone_and_portions(monkeypatch):
         length = whole.items[table].norm(dim=1).mean()
         torch.testing.assert_close(whole.users[table], length * torch.nn.functional.normalize(own))
     assert whole.lineage["users"] == {"profiles": 0, "items_mean": 30, "none": 0}
+    assert whole.provenance.endswith("30 of 30 users without a profile text: 30 with their training items' mean")
 
 
 def test_whitened_vectors_have_unit_covariance_and_the_file_maps_new_rows_alike():

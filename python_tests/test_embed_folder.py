@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -13,8 +15,9 @@ from training_data import write_tiny
 from written_profiles import write_profiles
 
 import prorec_fast
+from prorec_fast.cli import main
 from prorec_fast.data import DataError, load
-from prorec_fast.profiles import EmbedSettings, ServiceSettings, embed_profiles, estimate_embeddings
+from prorec_fast.profiles import EmbedSettings, ServiceSettings, embed_profiles, estimate_embeddings, load_vectors
 
 
 @pytest.fixture
@@ -78,3 +81,12 @@ def test_no_file_as_long_as_a_text_has_no_vector(folder):
     for wrong in ({"name": "a/b"}, {"name": ""}, {"whiten": 0}):
         with pytest.raises(ValueError, match=r"name|whiten"):
             embed_over(server, folder, **wrong)
+
+
+def test_the_command_line_cuts_texts_where_it_is_told_to(folder, capsys):
+    write_profiles(folder, load(folder), skip_users=range(2, 60), skip_items=range(1, 50))
+    with LLMServer() as server:
+        command = ["profile", "--data", str(folder), "--embed-model", "m", "--base-url", server.base_url, "--json"]
+        assert main([*command, "--max-chars", "7"]) == 0
+    assert json.loads(capsys.readouterr().out)["embed"]["cut"] == 3  # "user 0 ", "user 1 " and "item 0 "
+    assert load_vectors(folder / "profiles_llm.safetensors").lineage["cut_texts"] == 3

@@ -113,7 +113,8 @@ def _show_report(report: Report) -> None:
 def _embed(arguments: argparse.Namespace, folder: Path, prices: Prices) -> Step:
     from prorec_fast.profiles import EmbedSettings, embed_profiles
 
-    settings, store = EmbedSettings(arguments.embed_model, arguments.dimensions), store_path(arguments, folder)
+    settings = EmbedSettings(arguments.embed_model, arguments.dimensions, arguments.max_chars)
+    store = store_path(arguments, folder)
     if arguments.dry_run:
         return "embed", _embed_estimate(arguments, folder, settings, store, prices), True
     shown: list[CostProgress] = []

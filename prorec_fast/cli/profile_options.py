@@ -27,6 +27,7 @@ def add_profile_options(parser: argparse.ArgumentParser, positive_int: type, cou
     add = embedding.add_argument
     add("--vectors", metavar="NAME", default="llm", help="of profiles_NAME.safetensors (default: llm)")
     add("--dimensions", type=positive_int, metavar="N", help="of the vectors, where the model can shorten them")
+    add("--max-chars", type=positive_int, metavar="N", default=16000, help="of a text, cut there (default: 16000)")
     add("--whiten", type=positive_int, metavar="N", help="whiten the vectors to this width (default: as they are)")
     add("--device", metavar="D", help="of a local model")
     reporting = parser.add_argument_group("reporting")

@@ -92,7 +92,7 @@ class EmbeddingCalls:
         except Rejected as error:
             self.note_failure(error)
             if len(batch) == 1:
-                self.fail(batch, error)
+                self.fail(batch, Rejected(f"{error}; if it is too long, a smaller max_chars cuts it"))
                 return
             pairs = list(batch.items())
             for half in (pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from torch import Tensor
 from prorec_fast._checks import index_range
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KERNEL_DTYPES = tuple(_DTYPE_CODES)
 
 
 @cache
@@ -48,12 +50,24 @@ def cuda_extension() -> ModuleType:
 def device_problem(language: str, device: int) -> str | None:
     """Why kernels in `language` ("triton" or "cuda") cannot serve CUDA device number `device`; None when they can."""
     if language == "triton":
-        return None if find_spec("triton") else "Triton is not installed"
+        return triton_problem()
     try:
         with torch.cuda.device(device) if torch.cuda.is_available() else nullcontext():
             return cuda_extension().problem() or None
     except ImportError as error:
         return str(error)
+
+
+@cache
+def triton_problem() -> str | None:
+    """Why the Triton kernels cannot be used whatever the device; None when they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    try:
+        import_module("prorec_fast.triton_kernels.primitives")
+    except Exception as error:  # whatever a broken or old Triton raises
+        return f"Triton cannot be used ({type(error).__name__}: {' '.join(str(error).split())})"
+    return None
 
 
 def runs_on_kernel(language: str, *tensors: Tensor) -> bool:

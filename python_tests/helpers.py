@@ -1,4 +1,4 @@
-"""The one table of tolerances, and the checks that every operation's tests share."""
+"""The checks that every operation's tests share."""
 
 from __future__ import annotations
 
@@ -7,31 +7,15 @@ import copy
 import torch
 from torch import Tensor
 
-# A kernel's error against float64 may exceed eager PyTorch's error in the same dtype by this factor, plus a floor
-# relative to the largest entry of the truth (one rounding of the output, and a short float32 accumulation).
-ERROR_FACTOR = 3.0
-ERROR_FLOOR = {torch.float32: 4e-6, torch.bfloat16: 8e-3, torch.float16: 1.5e-3}
-
-
-def max_error(got: Tensor, truth: Tensor, least: float) -> float:
-    """The largest error relative to the largest entry of the truth, or to `least` where that is larger."""
-    assert got.shape == truth.shape, (got.shape, truth.shape)
-    if truth.numel() == 0:
-        return 0.0
-    scale = truth.double().abs().max().clamp_min(least)
-    return ((got.double() - truth.double()).abs().max() / scale).item()
+from prorec_fast.doctor.accuracy import accuracy
 
 
 def assert_as_good_as_eager(
     got: Tensor, eager: Tensor, truth: Tensor, what: str = "value", least: float = 1e-30
 ) -> None:
-    """`got` is as close to the float64 truth as eager PyTorch in the same dtype is, within the table's budget. `least`
-    is the size below which a truth is rounding of larger terms that cancel."""
-    assert got.dtype == eager.dtype, (got.dtype, eager.dtype)
-    assert torch.isfinite(got).all(), f"{what}: not finite"
-    budget = ERROR_FACTOR * max_error(eager, truth, least) + ERROR_FLOOR[got.dtype]
-    error = max_error(got, truth, least)
-    assert error <= budget, f"{what}: error {error:.3g}, allowed {budget:.3g}"
+    """`got` is as close to the float64 truth as eager PyTorch in the same dtype is, within the table's budget."""
+    found = accuracy(got, eager, truth, least)
+    assert found.ok, f"{what}: {found.problem}"
 
 
 def leaves(tensors, dtype=None):

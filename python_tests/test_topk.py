@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ERROR_FLOOR, assert_as_good_as_eager
+from helpers import assert_as_good_as_eager
 from processes import LEVELS, rerun_at
 
 import prorec_fast
 from prorec_fast import BipartiteGraph
 from prorec_fast._native import extension
+from prorec_fast.doctor.accuracy import ERROR_FLOOR
 from prorec_fast.reference.topk import topk as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

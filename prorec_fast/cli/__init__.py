@@ -24,6 +24,7 @@ _COMMANDS = {
     "data": "inspect",
     "data import": "import_data",
     "info": "inspect",
+    "doctor": "doctor",
 }
 
 

@@ -149,6 +149,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="what is installed, and what each operation runs on",
         description="Show devices, built kernels and versions.",
     )
+
+    doctor = commands.add_parser(
+        "doctor",
+        parents=[common, as_json],
+        help="check that every kernel computes on this machine what it should",
+        description="Show what `info` shows, and check every kernel's values and gradients against float64 (exit code "
+        "1: one is off).",
+    )
+    doctor.add_argument("--device", metavar="D", help="cpu, cuda, ...; default: the CPU and every CUDA device")
     return parser
 
 

@@ -11,7 +11,7 @@ def add_retrieve_options(parser: argparse.ArgumentParser, positive_int: type) ->
     """What is searched, and by whom it is re-ranked; the last argument is the parser's own check."""
     add = parser.add_argument
     add("--data", metavar="DIR", required=True, help="a data folder with profile vectors")
-    add("--num-similar", type=positive_int, metavar="N", default=10, help="users whose items are candidates (10)")
+    add("--num-similar", type=positive_int, metavar="N", default=10, help="users to take items from (default: 10)")
     add(
         "--whiten", type=positive_int, metavar="N", help="whiten the vectors to this width first (default: as they are)"
     )
@@ -26,7 +26,9 @@ def add_retrieve_options(parser: argparse.ArgumentParser, positive_int: type) ->
         default=3,
         help="offered for each new interaction that a user may get (default: 3)",
     )
-    add("--max-items", type=positive_int, metavar="N", default=10, help="of a user without a profile (default: 10)")
+    add(
+        "--max-items", type=positive_int, metavar="N", default=10, help="told of a user without a profile (default: 10)"
+    )
     add("--domain", choices=DOMAINS, default="generic", help="whose words the prompt uses (default: generic)")
     add("--prompts", metavar="DIR", help="a folder with a user_rerank.txt of your own")
     add("--retry-failed", action="store_true", help="ask again, and pay again, where no answer was valid")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from prorec_fast._checks import non_negative_number
+
 from .errors import Malformed, NothingToSay, ProfileError, Rejected, Unanswered
 from .pricing import Prices, estimated_tokens
 from .requests import Answer, Chain, ChatRequest
@@ -25,7 +27,7 @@ OF_ONE_NODE = tuple(error for error, _ in _KINDS)  # what fails one node and lea
 
 
 class Outcome(Protocol):
-    """Is told what became of each node, once, as soon as it is known."""
+    """Is told what became of each node, once, as soon as it is known; by one thread at a time, not always the same."""
 
     def finished(self, node: Node, result: Any) -> None: ...
     def failed(self, node: Node, kind: str, reason: str) -> None: ...
@@ -56,6 +58,8 @@ class Session:
     stop: BaseException | None = None
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            non_negative_number("budget", self.budget)
         if self.budget is not None and self.prices.chat_cost(self.chat.model, 1, 1) is None:
             raise ProfileError(f"budget: no price is known for {self.chat.model}; give one in a file of prices")
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import openai
 
 ANSWER_FORMATS = ("schema", "json")
+_LONGEST = 500  # characters of what a service says; some send a page of HTML
 _RETRIED = (408, 409, 429)  # by the client, before it gives up; 5xx and lost connections, too
 
 
@@ -112,19 +113,22 @@ class ServiceSettings:
         )
 
     def redacted(self, text: object) -> str:
-        """`text` on one line, without the key, which services like to quote when they refuse it."""
+        """`text` on one line of no great length, without the key, which services like to quote when they refuse it."""
         line = " ".join(str(text).split())
-        return line if self.api_key is None else line.replace(self.api_key, "***")
+        if self.api_key is not None:
+            line = line.replace(self.api_key, "***")
+        return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
     def explained(self, error: openai.APIError) -> ProfileError:
         """What an error of the client means for a run."""
-        return self.refusal(getattr(error, "status_code", None), error.code, error)
+        cause = "" if error.__cause__ is None else str(error.__cause__)  # of a lost connection
+        return self.refusal(getattr(error, "status_code", None), error.code, f"{error} {cause}")
 
     def refusal(self, status: int | None, code: str | None, message: object) -> ProfileError:
         """What a reply that is no answer means for a run: its HTTP status (None: there was no reply), its error's code
         and message."""
         text = self.redacted(message)
-        if status in (401, 403, 404) or (status == 429 and code == "insufficient_quota"):
+        if status in (401, 402, 404) or (status == 429 and code == "insufficient_quota"):
             return ServiceRefused(f"{self.place} refuses: {text}")
         if status is not None and 400 <= status < 500 and status not in _RETRIED:
             hint = ""

@@ -166,7 +166,7 @@ class BatchService:
                     *whole, rest = (rest + part).split(b"\n")
                     yield whole
         except openai.APIError as error:
-            raise self._problem(error, f"has no file {file} for a batch of ours; {WAY_OUT}") from error
+            raise self._problem(error, f"has no file {file} for a batch of ours; {WAY_OUT}") from None
         except Exception as error:  # of the client's transport, which is not always the same package
             raise Unanswered(f"a download broke off: {self._settings.redacted(error)}") from error
         yield [rest]
@@ -178,7 +178,7 @@ class BatchService:
         try:
             yield
         except openai.APIError as error:
-            raise self._problem(error, missing) from error
+            raise self._problem(error, missing) from None  # which may quote the key
         except (AttributeError, TypeError) as error:  # the client takes whatever comes with status 200
             raise Unanswered("a reply of another form than the Batch API's") from error
 

@@ -172,6 +172,6 @@ class EmbeddingCalls:
             )
             return reply.text
         except openai.APIError as error:
-            raise self.session.service.explained(error) from error
+            raise self.session.service.explained(error) from None  # which may quote the key
         except UnicodeDecodeError as error:
             raise Unanswered("a reply that is no text") from error

@@ -291,9 +291,10 @@ class Store(BatchTables):
             return free
 
     def release(self, *keys: str) -> None:
-        """End leases without an answer."""
+        """End leases of this process without an answer."""
+        owner = self._owner_name()
         with self._transaction():
-            self._db.executemany("DELETE FROM leases WHERE key = ?", [(key,) for key in keys])
+            self._db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", [(key, owner) for key in keys])
 
     def _committed(self) -> float:
         """Dollars that are spent or set aside."""

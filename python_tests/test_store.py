@@ -227,6 +227,8 @@ def test_a_budget_covers_what_is_spent_and_what_is_leased(store, other):
         other.lease("c", 0.01, budget=10.0)
     assert other.lease("c", 0.0, budget=10.0) and other.lease("d", 1.0)  # of nothing, and without a budget
     store.release("d")
+    assert not store.lease("d")  # it was the other's
+    other.release("d")
     save(other, "b", cost=1.0)  # less than was set aside
     assert store.lease("e", 2.0, budget=10.0)
     with pytest.raises(BudgetReached):

@@ -62,7 +62,7 @@ def test_every_item_and_user_gets_profiles_that_say_where_they_are_from(folder):
         bodies = [json.dumps(record.request.body) for record in server.requests]
     assert report.complete and report.stopped is None
     assert {name: side.written for name, side in report.sides.items()} == {"item": 12, "user": 20}
-    assert report.spent.answers == len(server.paid) == 32 * 4
+    assert report.spent.answers == len(server.paid) >= 32 * 4  # four of each, and what was asked again
     for name, kind, count in (("items", "i", 12), ("users", "u", 20)):
         found = lines(folder, f"profiles_{name}.jsonl.gz")
         assert [line["key"] for line in found] == [f"{kind}-{row}" for row in range(count)]
@@ -88,10 +88,9 @@ def test_killed_at_any_moment_it_goes_on_and_pays_for_nothing_twice(tmp_path):
     sizes = {"num_users": 200, "num_items": 30}
     with LLMServer() as server:
         run(make_folder(tmp_path / "whole", **sizes), server)
-        total = len(server.paid)  # 4 for each of 230 nodes, and what was asked again
-    folder = make_folder(tmp_path / "killed", **sizes)
+        total = len(server.paid)  # four of every node, and what was asked again
+    folder, stored = make_folder(tmp_path / "killed", **sizes), set()
     with LLMServer(latency=0.005, idempotent=True) as server:
-        stored = set()
         for stop_at in sorted(draw.sample(range(1, total - 50), 4)):
             process = subprocess.Popen(command(folder, server), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while len(server.paid) < stop_at and process.poll() is None:
@@ -117,15 +116,16 @@ def _stored_keys(folder):
 
 def test_two_runs_at_once_share_the_work(tmp_path):
     sizes = {"num_users": 60, "num_items": 20}
+    with LLMServer() as server:
+        run(make_folder(tmp_path / "alone", **sizes), server)
+        total = len(server.paid)
     folder = make_folder(tmp_path / "shared", **sizes)
     with LLMServer(latency=0.01) as server:
         both = [subprocess.Popen(command(folder, server, "--json"), stdout=subprocess.PIPE) for _ in range(2)]
         reports = [json.loads(process.communicate()[0])["write"] for process in both]
         assert [process.returncode for process in both] == [0, 0]
-        assert len(server.paid) == 80 * 4 and set(server.paid.values()) == {1}
+        assert len(server.paid) == total and set(server.paid.values()) == {1}
     assert all(report["sides"]["user"]["written"] == 60 for report in reports)
-    with LLMServer() as server:
-        run(make_folder(tmp_path / "alone", **sizes), server)
     assert texts(folder) == texts(tmp_path / "alone")
 
 

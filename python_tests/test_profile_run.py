@@ -249,7 +249,7 @@ def test_command_line(folder, capsys):
         assert "nothing was sent" in capsys.readouterr().out
         assert main([*arguments, "--json"]) == 0
         out, err = capsys.readouterr()
-        assert json.loads(out)["write"]["complete"] and "users: 20 of 20 done" in err
+        assert json.loads(out)["write"]["complete"] and "users: 20 of 20 done" in err and "no price known" in err
         assert main(arguments) == 0
         assert "users: 20 of 20 have profiles" in capsys.readouterr().out
         assert main([*arguments, "--budget", "1"]) == 2

@@ -92,7 +92,7 @@ def test_many_profiles_and_vectors_are_read_in_parts(store):
 def test_the_first_of_two_answers_stays_and_both_are_paid(store):
     assert save(store, "k", "first") == "first"
     assert save(store, "k", "second", cost=None) == "first" == store.answer("k")
-    assert store.spent() == Spent(2, 80, 20, 10, 1.0)
+    assert store.spent() == Spent(2, 80, 20, 10, 1.0, unpriced=1)
 
 
 def test_a_path_is_what_it_was_when_the_folder_changes(tmp_path, monkeypatch):

@@ -50,6 +50,8 @@ class CostProgress:
 
     def batches(self, open: int, requests: int, done: int) -> None:
         """While the service works on batches, nothing else happens."""
+        if open == 0:
+            return
         state = f"{open} {'batch' if open == 1 else 'batches'} open, {done} of {requests} requests done"
         if self.bar is not None:
             self.bar.set_postfix_str(state)
@@ -76,11 +78,17 @@ class CostProgress:
 
 def _cost(failed: int, spent: Spent) -> str:
     tokens = spent.prompt_tokens + spent.completion_tokens
-    return f"{failed} failed, {tokens:,} tokens, ${spent.dollars:.2f}"
+    return f"{failed} failed, {tokens:,} tokens, {_dollars(spent, 2)}"
 
 
 def spent_in_words(spent: Spent) -> str:
-    return f"{spent.prompt_tokens:,} + {spent.completion_tokens:,} tokens, ${spent.dollars:.4f}"
+    return f"{spent.prompt_tokens:,} + {spent.completion_tokens:,} tokens, {_dollars(spent, 4)}"
+
+
+def _dollars(spent: Spent, digits: int) -> str:
+    if spent.unpriced == 0:
+        return f"${spent.dollars:.{digits}f}"
+    return f"${spent.dollars:.{digits}f} and what has no known price" if spent.dollars else "no price known"
 
 
 def run_progress() -> Any:

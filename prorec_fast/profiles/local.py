@@ -99,7 +99,7 @@ def embed_locally(
         rows = model.vectors([wanted[key] for key in keys], batch_size)
         good = np.isfinite(rows).all(1) & rows.any(1)
         vectors = [(key, row) for key, row, fine in zip(keys, rows, good, strict=True) if fine]
-        store.save_vectors(vectors, model=model.name)
+        store.save_vectors(vectors, model=model.name, cost=0.0)
         embedded.done += len(vectors)
         for key, fine in zip(keys, good, strict=True):
             if not fine:

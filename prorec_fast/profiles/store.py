@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ CREATE TABLE answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, body TEXT NOT N
 CREATE TABLE vectors (key TEXT PRIMARY KEY, model TEXT NOT NULL, vector BLOB NOT NULL);
 CREATE TABLE leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, cost REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE totals (model TEXT PRIMARY KEY, answers INTEGER NOT NULL, prompt_chars INTEGER NOT NULL,
-    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, dollars REAL NOT NULL);
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, dollars REAL NOT NULL,
+    unpriced INTEGER NOT NULL);
 CREATE TABLE profiles (run TEXT, side TEXT, row INTEGER, texts TEXT NOT NULL, lineage TEXT NOT NULL,
     PRIMARY KEY (run, side, row));
 CREATE TABLE failures (run TEXT, side TEXT, row INTEGER, kind TEXT NOT NULL, reason TEXT NOT NULL,
@@ -49,7 +50,8 @@ class Spent:
 
     Attributes:
         answers: completions, and calls for embeddings.
-        dollars: by the prices of the day; models without a price count as nothing.
+        dollars: by the prices of the day.
+        unpriced: of the answers, those of models whose price was not known; they count as nothing in `dollars`.
     """
 
     answers: int = 0
@@ -57,6 +59,7 @@ class Spent:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dollars: float = 0.0
+    unpriced: int = 0
 
     def __sub__(self, before: Spent) -> Spent:
         return Spent(*(now - then for now, then in zip(astuple(self), astuple(before), strict=True)))
@@ -238,17 +241,17 @@ class Store(BatchTables):
         self, model: str, answers: int, chars: int, prompt_tokens: int, completion_tokens: int, cost: float | None
     ) -> None:
         self._db.execute(
-            "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (model) DO UPDATE SET answers = answers"
+            "INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model) DO UPDATE SET answers = answers"
             " + excluded.answers, prompt_chars = prompt_chars + excluded.prompt_chars, prompt_tokens = prompt_tokens"
             " + excluded.prompt_tokens, completion_tokens = completion_tokens + excluded.completion_tokens,"
-            " dollars = dollars + excluded.dollars",
-            (model, answers, chars, prompt_tokens, completion_tokens, cost or 0.0),
+            " dollars = dollars + excluded.dollars, unpriced = unpriced + excluded.unpriced",
+            (model, answers, chars, prompt_tokens, completion_tokens, cost or 0.0, answers * (cost is None)),
         )
 
     def spent(self, model: str | None = None) -> Spent:
         """What all processes have paid for so far."""
         where, values = ("", ()) if model is None else (" WHERE model = ?", (model,))
-        sums = "SUM(answers), SUM(prompt_chars), SUM(prompt_tokens), SUM(completion_tokens), SUM(dollars)"
+        sums = ", ".join(f"SUM({field.name})" for field in fields(Spent))
         row = self._read(f"SELECT {sums} FROM totals{where}", *values)[0]
         return Spent(*row) if row[0] is not None else Spent()
 

@@ -17,6 +17,7 @@ from written_profiles import write_profiles
 import prorec_fast
 from prorec_fast.cli import main
 from prorec_fast.data import DataError, load
+from prorec_fast.data.jsonl import write_jsonl
 from prorec_fast.profiles import EmbedSettings, ServiceSettings, embed_profiles, estimate_embeddings, load_vectors
 
 
@@ -38,6 +39,7 @@ def test_texts_become_vectors_that_training_uses(folder):
     with LLMServer(width=12) as server:
         estimate = estimate_embeddings(folder, EmbedSettings("text-embedding-3-small", batch_texts=64))
         assert (estimate.texts, estimate.stored, estimate.requests) == (216, 0, 4) and not server.requests
+        assert not (folder / "answers.sqlite").exists()
         assert 0 < estimate.dollars < 1e-3
         report = embed_over(server, folder, progress=lambda embedded, spent: seen.append(spent.answers))
         assert report.complete and report.texts == 216 and len(server.requests) == 4 == report.spent.answers
@@ -68,6 +70,7 @@ def test_texts_become_vectors_that_training_uses(folder):
 def test_no_file_as_long_as_a_text_has_no_vector(folder):
     data = load(folder)
     write_profiles(folder, data, skip_users=range(2, 60), skip_items=range(1, 50))
+    write_jsonl(folder / "users.jsonl.gz", [{"id": 1, "key": "reader-1"}])
 
     def script(request):
         return "bad-request" if "user 1 likes 0" in request.body["input"] else None
@@ -75,7 +78,7 @@ def test_no_file_as_long_as_a_text_has_no_vector(folder):
     with LLMServer(faults=script) as server:
         report = embed_over(server, folder)
         assert not report.complete and report.embedded == 5 and not list(folder.glob("*.safetensors"))
-        assert len(report.failures) == 1 and report.failures[0].startswith("user 1: ")
+        assert len(report.failures) == 1 and report.failures[0].startswith("user reader-1: ")
         report = embed_over(server, folder, budget=1e-9)
         assert "budget" not in report.failures and report.stopped is not None and not report.complete
     for wrong in ({"name": "a/b"}, {"name": ""}, {"whiten": 0}):

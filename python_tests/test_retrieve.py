@@ -124,7 +124,8 @@ def test_retrieve_takes_what_the_model_chose(folder, capsys):
 def test_retrieve_again_pays_for_nothing_and_writes_the_same(folder, capsys):
     with LLMServer() as server:
         code, estimate = run(capsys, *arguments(folder, server, "--dry-run"))
-        assert code == 0 and not server.requests and not (folder / "enriched.npz").exists()
+        assert code == 0 and not server.requests
+        assert not (folder / "enriched.npz").exists() and not (folder / "answers.sqlite").exists()
         run(capsys, *arguments(folder, server))
         before, paid = (folder / "enriched.npz").read_bytes(), len(server.requests)
         assert estimate["user"]["requests"] == paid
@@ -284,6 +285,7 @@ def test_retrieve_is_not_moved_by_orders_in_a_text(folder, capsys):
     [
         (["--budget", "1"], "--budget: has no effect without --rerank-model"),
         (["--dry-run"], "--dry-run: has no effect without --rerank-model"),
+        (["--transport", "batch"], "--transport: has no effect without --rerank-model"),
         (["--out", "x.tsv"], "--out: want a file that ends in .npz"),
         (["--out", "absent/x.npz"], "--out: want a file that ends in .npz, in a folder that is there"),
         (["--whiten", "40"], "dim: want at most"),

@@ -19,7 +19,7 @@ from .local import PREFIX, LocalModel, embed_locally
 from .pricing import Prices, estimated_tokens
 from .running import run_to_end
 from .settings import ServiceSettings
-from .store import Spent, Store
+from .store import Spent, Store, store_for_estimate
 from .vectors import FolderTexts, make_vectors, save_vectors
 
 Progress = Callable[[Embedded, Spent], None]
@@ -176,7 +176,7 @@ def estimate_embeddings(
     """
     folder, _, texts = _read(folder)
     embedded, wanted = distinct_texts(texts, settings.key, settings.max_chars)
-    with Store(store or folder / "answers.sqlite") as opened:
+    with store_for_estimate(store or folder / "answers.sqlite") as opened:
         stored = opened.with_vectors(list(wanted))
     calls = list(batches(wanted, stored, settings))
     tokens = sum(estimated_tokens(len(text)) for batch in calls for text in batch.values())
@@ -199,7 +199,11 @@ def _read(folder: str | os.PathLike[str]) -> tuple[Path, Dataset, FolderTexts]:
 
 
 def _named(texts: FolderTexts, embedded: Embedded) -> list[str]:
-    """One line a failure, with the first node that has the text."""
-    left = dict(embedded.failures)
+    """One line a failure, with the own id of the first node that has the text."""
+    left, own_keys = dict(embedded.failures), {"user": texts.user_keys, "item": texts.item_keys}
     pairs = zip(texts.nodes(), embedded.keys, strict=True)
-    return [f"{side} {row}: {left.pop(key)}" for (side, row), key in pairs if key in left]
+    return [
+        f"{side} {row if own_keys[side] is None else own_keys[side][row]}: {left.pop(key)}"
+        for (side, row), key in pairs
+        if key in left
+    ]

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
@@ -19,7 +16,7 @@ from .pricing import CHARS_PER_TOKEN, Prices
 from .requests import Answer, ChatRequest
 from .session import Node, Start
 from .settings import ChatSettings
-from .store import Store
+from .store import Store, store_for_estimate
 from .write import Writer, WriteSettings
 
 _TEXT_WORDS = 90  # a profile's usual length
@@ -129,11 +126,7 @@ def estimate_profiles(
     """
     writer, prices = Writer(folder, chat, settings or WriteSettings()), prices or Prices.load()
     found = {}
-    with ExitStack() as stack:
-        path = Path(store or writer.folder / "answers.sqlite")
-        if not path.exists():  # an estimate leaves nothing behind
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory()), "answers.sqlite")
-        opened = stack.enter_context(Store(path))
+    with store_for_estimate(store or writer.folder / "answers.sqlite") as opened:
         writer.open(opened)
         writer.item_profiles = _Expected(writer.item_profiles)
         for side in writer.settings.sides:

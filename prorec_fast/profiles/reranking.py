@@ -22,7 +22,7 @@ from .requests import Chain
 from .rerank import Reranked, rerank_chain
 from .session import Node, Session, Start
 from .settings import ChatSettings, ServiceSettings
-from .store import Spent, Store
+from .store import Spent, Store, store_for_estimate
 from .texts import read_profile_texts
 from .train_view import TrainView
 from .transports import TRANSPORTS, run_chains
@@ -172,7 +172,7 @@ def estimate_reranking(
         ProfileError, DataError, ValueError: settings or data that cannot be used; one line.
     """
     reranker = _Reranker(found, chat, settings or RerankSettings())
-    with Store(store or reranker.folder / "answers.sqlite") as opened:
+    with store_for_estimate(store or reranker.folder / "answers.sqlite") as opened:
         reranker.open(opened)
         reranker.begin("user")
         return estimate(reranker.chains(), opened, chat, prices or Prices.load(), batch=batch)

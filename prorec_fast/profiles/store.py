@@ -11,11 +11,12 @@ import fcntl
 import json
 import os
 import sqlite3
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -378,3 +379,13 @@ class Store(BatchTables):
         """row -> failure."""
         query = "SELECT row, kind, reason, round FROM failures WHERE run = ? AND side = ? ORDER BY row"
         return {row: Failure(*values) for row, *values in self._read(query, run, side)}
+
+
+@contextmanager
+def store_for_estimate(path: str | os.PathLike[str]) -> Iterator[Store]:
+    """The store at `path`, or an empty one that vanishes where there is none: an estimate leaves nothing behind."""
+    with ExitStack() as stack:
+        path = Path(path)
+        if not path.exists():
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory()), path.name)
+        yield stack.enter_context(Store(path))

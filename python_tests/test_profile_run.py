@@ -256,6 +256,14 @@ def test_command_line(folder, capsys):
         assert "no price is known for test-model" in capsys.readouterr().err
         assert main([*arguments[:3], "--base-url", server.base_url]) == 2
         assert "say what to do" in capsys.readouterr().err
+        for more, idle in (
+            (["--embed-model", "e", "--transport", "batch"], "transport"),
+            (["--embed-model", "e", "--temperature", "0"], "temperature"),
+            (["--embed-model", "e", "--sides", "items"], "sides"),
+            (["--model", "m", "--whiten", "3"], "whiten"),
+        ):
+            assert main([*arguments[:3], "--dry-run", *more]) == 2
+            assert f"--{idle}: has no effect without --" in capsys.readouterr().err
     with pytest.raises(DataError, match="no such folder"):
         estimate_profiles(folder / "nowhere", CHAT)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .progress import CostProgress, run_progress, show_estimates, spent_in_words
-from .service_options import chat_settings, forget_batches, service_settings, store_path
+from .service_options import CHAT_OPTIONS, chat_settings, forget_batches, require_effect, service_settings, store_path
 
 if TYPE_CHECKING:
     from prorec_fast.profiles import EmbedSettings, Prices
@@ -30,6 +30,8 @@ def run_profile(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "say what to do: --model M writes profiles, --embed-model M embeds them, --report looks at them"
         )
+    require_effect(arguments, (*CHAT_OPTIONS, "sides"), "model")
+    require_effect(arguments, ("dimensions", "whiten", "device"), "embed_model")
     prices, found, complete = Prices.load(arguments.prices), {}, True
     for step in steps:
         if arguments.dry_run and step is _report:

@@ -13,19 +13,17 @@ from prorec_fast import retrieval
 from prorec_fast.data.enriched import ENRICHED
 
 from .progress import run_progress, show_estimates, spent_in_words
-from .service_options import chat_settings, forget_batches, service_settings, store_path
+from .service_options import CHAT_OPTIONS, chat_settings, forget_batches, require_effect, service_settings, store_path
 
 if TYPE_CHECKING:
     from prorec_fast.profiles.reranking import Reranking, RerankSettings
 
-_IDLE = ("base_url", "budget", "prices", "store", "prompts", "dry_run", "retry_failed", "forget_batches")
+_RERANKING = (*CHAT_OPTIONS, "base_url", "budget", "prices", "store", "dry_run")
 
 
 def run_retrieve(arguments: argparse.Namespace) -> int:
     """Find candidates, have them re-ranked if asked to, write the enrichment; 1 if that is left to another run."""
-    for name in _IDLE:
-        if arguments.rerank_model is None and getattr(arguments, name):
-            raise ValueError(f"--{name.replace('_', '-')}: has no effect without --rerank-model")
+    require_effect(arguments, _RERANKING, "rerank_model")
     found = retrieval.search(arguments.data, num_similar=arguments.num_similar, whiten=arguments.whiten)
     out, choices = _out(arguments, found), None
     if arguments.rerank_model is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from prorec_fast.profiles import ChatSettings, ServiceSettings
 
 STORE = "answers.sqlite"
+CHAT_OPTIONS = ("temperature", "sampling_seed", "transport", "prompts", "retry_failed", "forget_batches")
+_TRANSPORT = "online"  # unless another is given
 
 
 def add_service_options(parser: argparse.ArgumentParser, positive: type, positive_int: type, count: type) -> None:
@@ -29,8 +32,8 @@ def add_service_options(parser: argparse.ArgumentParser, positive: type, positiv
     add(
         "--transport",
         choices=("online", "batch"),
-        default="online",
-        help="batch: through the Batch API, at half the price, within a day (default: online)",
+        default=_TRANSPORT,
+        help="batch: answers (not vectors) through the Batch API, at half the price, within a day (default: online)",
     )
     add("--poll", type=positive, metavar="S", default=30.0, help="seconds between looks at a batch (default: 30)")
     add(
@@ -60,6 +63,15 @@ def add_chat_options(parser: argparse.ArgumentParser, weight: type, positive_int
         help="json: for servers that know no JSON schemas (default: schema)",
     )
     add("--attempts", type=positive_int, metavar="N", default=3, help="at a valid answer (default: 3)")
+
+
+def require_effect(arguments: argparse.Namespace, names: Iterable[str], needed: str) -> None:
+    """Refuses options that were given without `needed`, which is what they are for."""
+    if getattr(arguments, needed) is None:
+        for name in names:
+            value = getattr(arguments, name)
+            if value is not None and value is not False and value != _TRANSPORT:
+                raise ValueError(f"--{name.replace('_', '-')}: has no effect without --{needed.replace('_', '-')}")
 
 
 def chat_settings(arguments: argparse.Namespace, model: str) -> ChatSettings:

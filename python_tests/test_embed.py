@@ -323,6 +323,8 @@ def test_a_budget_stops_and_more_of_it_goes_on(store):
         assert embedded.done == 30 and embedded.stopped is None and set(server.paid_texts.values()) == {1}
         with pytest.raises(ProfileError, match="no price is known for other"):
             EmbedSession(store, ServiceSettings(server.base_url), EmbedSettings("other"), PRICES, 1.0)
+        with pytest.raises(ValueError, match="budget: want a finite number"):
+            run(TEXTS, store, server, budget=float("nan"))
 
 
 def test_leases_of_one_call_are_taken_together(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prorec_fast._checks import positive_int
+from prorec_fast._checks import non_negative_number, positive_int
 
 from .digests import digest
 from .embedding_calls import EmbeddingCalls
@@ -91,6 +91,8 @@ class EmbedSession:
     stop: BaseException | None = None
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            non_negative_number("budget", self.budget)
         if self.budget is not None and self.prices.embedding_cost(self.settings.model, 1) is None:
             raise ProfileError(f"budget: no price is known for {self.settings.model}; give one in a file of prices")
 

@@ -89,6 +89,17 @@ def test_many_profiles_and_vectors_are_read_in_parts(store):
     assert {key: float(vector[0]) for key, vector in found.items()} == {str(n): float(n) for n in range(1005)}
 
 
+def test_an_answer_is_on_disk_when_it_is_saved_and_a_lease_need_not_be(store):
+    def waits_for_the_disk():
+        return store._read("PRAGMA synchronous") == [(2,)]  # 2: FULL
+
+    assert store.lease("k") and not waits_for_the_disk()
+    assert save(store, "k") and waits_for_the_disk()
+    store.release("k")
+    store.save_vectors([("v", np.zeros(2))], model="e")
+    assert waits_for_the_disk()
+
+
 def test_the_first_of_two_answers_stays_and_both_are_paid(store):
     assert save(store, "k", "first") == "first"
     assert save(store, "k", "second", cost=None) == "first" == store.answer("k")

@@ -101,7 +101,6 @@ class Store(BatchTables):
             with self._transaction():
                 self._make_or_recognize()
             self._read("PRAGMA journal_mode=WAL")
-            self._read("PRAGMA synchronous=FULL")
         except BaseException:
             self._db.close()
             raise
@@ -151,12 +150,17 @@ class Store(BatchTables):
                 raise ProfileError(f"{self.path}: cannot be used as a store ({error})") from error
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Alone among all processes: what is read inside is still true when it ends."""
+    def _transaction(self, *, durable: bool = True) -> Iterator[None]:
+        """Alone among all processes: what is read inside is still true when it ends.
+
+        Args:
+            durable: on disk when it ends; else lost if the machine stops soon, but not if the process does.
+        """
         with self._told():
             if self._db.in_transaction:  # of this thread, which has the lock
                 yield
                 return
+            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -278,7 +282,7 @@ class Store(BatchTables):
             BudgetReached: they would together exceed the budget; none of them is leased.
         """
         owner = self._owner_name()
-        with self._transaction():
+        with self._transaction(durable=False):
             keys = list(costs)
             there = {key for table in ("answers", "vectors") for (key,) in self._of_keys(f"key FROM {table}", keys)}
             free = [key for key in keys if key not in there]
@@ -297,7 +301,7 @@ class Store(BatchTables):
     def release(self, *keys: str) -> None:
         """End leases of this process without an answer."""
         owner = self._owner_name()
-        with self._transaction():
+        with self._transaction(durable=False):
             self._db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", [(key, owner) for key in keys])
 
     def _committed(self) -> float:

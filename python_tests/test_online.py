@@ -436,8 +436,8 @@ def test_an_answer_that_another_pays_for_is_waited_for(store):
 
 
 @contextmanager
-def replying(reply, status=200, **headers):
-    """A service with one reply for everybody; gives its URL."""
+def replying(reply, status=200, pause=0.0, **headers):
+    """A service with one reply for everybody, with a pause after each byte; gives its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -449,7 +449,10 @@ def replying(reply, status=200, **headers):
                 self.send_header(name.replace("_", "-"), value)
             self.send_header("content-length", str(len(reply)))
             self.end_headers()
-            self.wfile.write(reply)
+            with suppress(ConnectionError):
+                for part in [reply] if not pause else map(bytes, zip(reply)):
+                    self.wfile.write(part)
+                    time.sleep(pause)
 
         def log_message(self, *_):
             pass
@@ -463,6 +466,14 @@ def replying(reply, status=200, **headers):
 def completion(**parts):
     content = json.dumps({"text": "fine"})
     return json.dumps({"choices": [{"message": {"content": content}, "finish_reason": "stop"}], **parts}).encode()
+
+
+def test_a_reply_that_drips_does_not_outlast_the_timeout(store):
+    began = time.monotonic()
+    with replying(b" " * 200 + completion(), pause=0.05) as url:
+        outcome = run(session_of(store, url, timeout=0.3, retries=1), chains(1))
+    kind, reason = outcome.failures["item", 0]
+    assert kind == "unanswered" and "no whole reply in time" in reason and time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("form", ["application/json", "text/html", "text/plain; charset=no-such"])

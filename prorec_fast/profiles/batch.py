@@ -54,7 +54,7 @@ async def run(
     non_negative_number("settle", settle)
     positive_int("max_requests", max_requests)
     positive_int("max_bytes", max_bytes)
-    async with session.service.client() as client:
+    async with session.service.client(streams=True) as client:
         walkers = _Walkers(session)
         batches = BatchExchange(BatchService(client, session.service), session, settle, max_requests, max_bytes)
         try:

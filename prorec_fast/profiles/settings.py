@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from prorec_fast._checks import non_negative_number, one_of, positive_int, positive_number
 
@@ -88,8 +90,11 @@ class ServiceSettings:
         """Where requests go, for messages."""
         return self.url or "the OpenAI API"
 
-    def client(self) -> openai.AsyncOpenAI:
+    def client(self, *, streams: bool = False) -> openai.AsyncOpenAI:
         """A client; to be closed by who asked for it.
+
+        Args:
+            streams: whether bodies may be so large that the timeout bounds but the wait for each part of them.
 
         Raises:
             ProfileError: openai is not installed, there is no key where one is needed, or what is set in the
@@ -110,6 +115,7 @@ class ServiceSettings:
             base_url=self.url,
             timeout=self.timeout,
             max_retries=self.retries,
+            http_client=None if streams else _bounded_client(self.timeout),
         )
 
     def redacted(self, text: object) -> str:
@@ -136,6 +142,22 @@ class ServiceSettings:
                 hint = '; for a server without JSON schemas, set the answer format "json"'
             return Rejected(f"{text}{hint}")
         return Unanswered(text)
+
+
+def _bounded_client(timeout: float) -> Any:
+    """The client's own timeout starts anew with each byte, and some services send blanks as long as they think."""
+    import openai
+
+    transport = import_module(openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0])  # httpx, or httpx2
+
+    class Bounded(openai.DefaultAsyncHttpxClient):
+        async def send(self, request: Any, **given: Any) -> Any:
+            try:
+                return await asyncio.wait_for(super().send(request, **given), timeout)
+            except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
+                raise transport.ReadTimeout("no whole reply in time", request=request) from None
+
+    return Bounded()
 
 
 def _check_url(name: str, url: str | None) -> None:

@@ -54,6 +54,12 @@ OPTIONAL = {
 }
 
 
+def missing_extra(error: ImportError) -> str | None:
+    """What to install where it is an optional package that is missing; None where it is something else."""
+    needed = OPTIONAL.get((error.name or "").partition(".")[0].replace("_", "-"))
+    return None if needed is None else f'{error.name} is not installed; pip install "prorec-fast[{needed.name}]"'
+
+
 class Kernel(NamedTuple):
     """What serves an operation for some device and dtype."""
 

@@ -243,6 +243,17 @@ def test_cli_unexpected_errors_are_one_line_too(capsys, monkeypatch):
     assert "KeyError" in line and "--debug" in line
 
 
+def test_cli_says_which_extra_is_missing(capsys, monkeypatch):
+    import prorec_fast.cli.inspect as inspect
+
+    def without_pydantic(arguments):
+        monkeypatch.setitem(sys.modules, "pydantic", None)
+        import pydantic  # noqa: F401
+
+    monkeypatch.setattr(inspect, "run_data", without_pydantic)
+    assert error_of(capsys, "data").endswith('pydantic is not installed; pip install "prorec-fast[profiles]"')
+
+
 def test_cli_evaluate_equals_the_stored_result(trained, capsys):
     assert main(["evaluate", str(trained), "--json", "--device", "cpu"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -60,13 +60,15 @@ def test_importing_needs_torch_and_numpy_alone():
     run_python(
         """
         import sys
+        names = ("scipy", "safetensors", "tqdm", "pytest", "triton", "pyarrow", "openai", "pydantic", "matplotlib")
         class Refuse:
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in ("scipy", "safetensors", "tqdm", "pytest", "triton", "pyarrow"):
+                if name.split(".")[0] in names:
                     raise ImportError(f"importing prorec_fast asked for {name}")
         sys.meta_path.insert(0, Refuse())
         import prorec_fast
         from prorec_fast import losses, graph, ranking, retrieval, sampling, data, models, frameworks, train, cli
+        from prorec_fast import profiles
         """
     )
 

@@ -58,6 +58,11 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, ImportError):
+        from prorec_fast.backends import missing_extra
+
+        if (hint := missing_extra(error)) is not None:
+            return hint
     # errors of these kinds are written for the user; others are surprises, for which the kind and the place matter
     if isinstance(error, (ValueError, OSError)) or type(error).__name__ == "TrainingError":
         return text

@@ -1,6 +1,6 @@
 """Profiles: written by a language model from training interactions and reviews, embedded, looked at.
 
-Needs the extra `profiles` (openai); importing this module needs nothing.
+Needs the extra `profiles` (openai and pydantic); importing this module needs nothing.
 """
 
 from __future__ import annotations
@@ -33,5 +33,10 @@ __all__ = list(_HOMES)
 
 def __getattr__(name: str):
     if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        try:
+            return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        except ImportError as error:
+            from prorec_fast.backends import missing_extra
+
+            raise ImportError(missing_extra(error) or str(error), name=error.name) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -299,6 +299,13 @@ def test_from_interactions_to_vectors_in_one_command(folder, capsys):
     assert len(data.profile_pairs) == 4 and "test-embedding" in data.provenance and not err
 
 
+def test_texts_whose_vectors_nothing_would_read_are_not_paid_for(folder, capsys):
+    (folder / "interactions.npz").rename(folder / "trn_mat.pkl")
+    with LLMServer() as server:
+        assert main([*command(folder, server)[3:], "--embed-model", "e"]) == 2
+        assert "holds no interactions.npz" in capsys.readouterr().err and not server.requests
+
+
 def test_an_interrupt_keeps_what_is_under_way(folder):
     with LLMServer(latency=0.3) as server:
         process = subprocess.Popen(command(folder, server), stderr=subprocess.PIPE, text=True)

@@ -32,6 +32,10 @@ def run_profile(arguments: argparse.Namespace) -> int:
         )
     require_effect(arguments, (*CHAT_OPTIONS, "sides"), "model")
     require_effect(arguments, ("dimensions", "whiten", "device"), "embed_model")
+    if arguments.embed_model is not None:
+        from prorec_fast.profiles.embed_folder import check_folder
+
+        check_folder(Path(arguments.data))  # before texts are paid for
     prices, found, complete = Prices.load(arguments.prices), {}, True
     for step in steps:
         if arguments.dry_run and step is _report:

@@ -191,10 +191,20 @@ def estimate_embeddings(
     )
 
 
-def _read(folder: str | os.PathLike[str]) -> tuple[Path, Dataset, FolderTexts]:
-    folder, data = Path(folder), load(folder, profiles=False)
-    if not (folder / INTERACTIONS).is_file():
+def check_folder(folder: Path) -> None:
+    """Refuses a data folder whose vectors nothing would read, such as one of pickles.
+
+    Raises:
+        ProfileError: it is one.
+    """
+    if folder.is_dir() and not (folder / INTERACTIONS).is_file():
         raise ProfileError(f"{folder}: holds no {INTERACTIONS}, and vectors are read beside that alone")
+
+
+def _read(folder: str | os.PathLike[str]) -> tuple[Path, Dataset, FolderTexts]:
+    folder = Path(folder)
+    check_folder(folder)
+    data = load(folder, profiles=False)
     return folder, data, FolderTexts.read(folder, data)
 
 

@@ -27,7 +27,7 @@ class BatchPlan:
     fail: str | None = None  # it fails its validation with this code, "token_limit_exceeded" say
     shuffle: bool = False  # the output's lines come in another order than the input's
     max_lines: int = 50_000
-    edit: Callable[[list[dict]], list[dict | str]] | None = None  # what its output has in place of its lines
+    edit: Callable[[list[dict]], list[dict | str]] | None = None  # its output instead; text as it is
 
 
 @dataclass
@@ -167,8 +167,8 @@ class Batches:
             if kind == "output" and plan.edit is not None:
                 entries = plan.edit(entries)
             if entries:
-                lines = (entry if isinstance(entry, str) else json.dumps(entry) for entry in entries)
-                text = "".join(line + "\n" for line in lines).encode()
+                lines = (entry if isinstance(entry, str) else json.dumps(entry) + "\n" for entry in entries)
+                text = "".join(lines).encode()
                 shown[f"{kind}_file_id"] = self.add_file(text, f"{shown['id']}_{kind}.jsonl", "batch_output")["id"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import multiprocessing
 import os
 import signal
@@ -153,14 +154,15 @@ def test_waves_of_batches_bring_every_chain_to_its_end_at_half_the_price(tmp_pat
     with LLMServer(batches=BatchPlan(polls=3, shuffle=True)) as server:
         heard = walk(server.base_url, tmp_path / "store", 12)
         assert asked(server, *CREATE) == 2  # a wave a step
-        bodies = [record.request.body for record in records(server) if record.request.path == "/v1/batches"]
+        made = [record.request for record in records(server) if record.request.path == "/v1/batches"]
+        bodies, names = [request.body for request in made], [request.idempotency_key for request in made]
     assert heard.profiles == truth.profiles and not heard.failures and not heard.notes
     assert len(server.paid) == 24 and set(server.paid.values()) == {1}
     tokens = heard.spent.prompt_tokens, heard.spent.completion_tokens
     assert heard.spent.dollars == pytest.approx(PRICES.chat_cost("test-model", *tokens) / 2)
     assert heard.spent.answers == heard.payments == 24
     assert (1, 12, 0) in heard.looks and heard.looks[-1] == (0, 0, 0)
-    assert all(set(body["metadata"]) == {"prorec_fast"} for body in bodies if body)
+    assert [body["metadata"] for body in bodies] == [{"prorec_fast": name} for name in names]
     assert os.listdir(tmp_path) == ["store"]
 
 
@@ -346,6 +348,15 @@ def test_other_replies_that_are_lost_are_asked_for_again(tmp_path, truth, path, 
     assert heard.profiles == profiles_of(truth, 3) and set(server.paid.values()) == {1}
 
 
+def test_patience_begins_anew_when_the_service_answers(tmp_path, truth):
+    with LLMServer(
+        faults=lambda r: "server-error" if "/batches/" in r.path and r.attempt % 9 < 8 else None,
+        batches=BatchPlan(polls=3),
+        retry_after=0.001,
+    ) as server:
+        assert walk(server.base_url, tmp_path / "store", 3, retries=0).profiles == profiles_of(truth, 3)
+
+
 def test_a_service_that_fails_for_good_ends_the_run_and_another_collects(tmp_path, truth):
     failing = True
 
@@ -366,7 +377,9 @@ def test_a_service_that_fails_for_good_ends_the_run_and_another_collects(tmp_pat
 
 def test_duplicates_and_strangers_do_no_harm(tmp_path, truth):
     def edit(lines):
-        return [{**lines[0], "custom_id": "what?"}, *lines, lines[0], *reversed(lines)]
+        failed = {**lines[1], "response": None, "error": {"code": "odd", "message": "not yet"}}
+        strange = {**lines[0], "custom_id": "what?"}
+        return ["<html>\n", strange, failed, *lines, lines[0], failed, *reversed(lines[1:]), json.dumps(lines[0])]
 
     with LLMServer(batches=BatchPlan(edit=edit)) as server:
         heard = walk(server.base_url, tmp_path / "store", 3)
@@ -389,13 +402,19 @@ def test_a_body_that_is_no_completion_is_asked_for_again_a_few_times(tmp_path, t
     assert heard.failures[0][0] == "unanswered"
 
 
-@pytest.mark.parametrize("spoilt", [lambda lines: lines[1:], lambda lines: [*lines[1:], "<html>"]])
+def test_the_last_line_needs_no_end(tmp_path, truth):
+    with LLMServer(batches=BatchPlan(edit=lambda lines: [*lines[:-1], json.dumps(lines[-1])])) as server:
+        assert walk(server.base_url, tmp_path / "store", 3).profiles == profiles_of(truth, 3)
+
+
+@pytest.mark.parametrize("spoilt", [lambda lines: lines[1:], lambda lines: [*lines[1:], lines[1], "<html>"]])
 def test_an_output_that_is_not_whole_is_not_taken_for_the_end(tmp_path, truth, spoilt):
     with LLMServer(batches=BatchPlan(edit=spoilt)) as server:
         with pytest.raises(ServiceRefused, match="of the 3 answers of batch batch_000001") as caught:
             walk(server.base_url, tmp_path / "store", 3)
         assert set(lines_asked(server).values()) == {1}
     assert caught.value.heard.left and caught.value.heard.spent.answers >= 2
+    assert (1, 3, 3) in caught.value.heard.looks
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -500,6 +519,26 @@ def test_the_command_goes_through_batches_and_can_forget_them(tmp_path, capsys):
         assert not [r for r in records(server) if r.request.path.endswith("completions") and not r.request.batch]
 
 
+def test_a_batch_is_opened_with_what_nobody_has_or_is_at(tmp_path):
+    answer = {"model": "m", "prompt_chars": 1, "prompt_tokens": 1, "completion_tokens": 1, "cost": 0.5}
+    with Store(tmp_path / "store") as store, Store(tmp_path / "store") as other:
+        assert other.lease("leased")
+        other.save_answer("answered", "{}", **answer)
+        wanted = [(key, 7, 0.1) for key in ("leased", "answered", "a", "b", "c")]
+        first, keys = store.open_batch(wanted[:4], model="m")
+        assert keys == ["a", "b"] and store.batch_requests(first.name) == {"a": 7, "b": 7}
+        assert other.take_batch(first.name) is None
+        second, keys = other.open_batch(wanted, model="m", budget=0.85)
+        assert keys == ["c"] and store.open_batch(wanted, model="m") is None
+        with pytest.raises(BudgetReached):
+            store.open_batch([("d", 7, 0.1)], model="m", budget=0.85)
+        assert store.take_batch("none") is None and other.lease("none")
+        store.release(first.name)
+        assert other.take_batch(first.name) == first and store.forget_batches() == 0
+        other.release(first.name, second.name)
+        assert store.forget_batches() == 2 and store.lease("a") and not store.batched()
+
+
 def test_settings_are_checked(tmp_path):
     with Store(tmp_path / "store") as store:
         session = Session(store, CHAT, ServiceSettings("http://127.0.0.1:9/v1"), Heard(), PRICES)
@@ -527,14 +566,15 @@ def started(*arguments, **options):
 
 
 class KillsAt:
-    """A script that kills a process when the n-th request comes, and lets the service go on as if nothing was."""
+    """A script that kills a process when the n-th request comes (to `what`, or any), and lets the service go on as if
+    nothing was, or with a fault."""
 
-    def __init__(self, number, fault=None):
-        self.number, self.fault, self.count = number, fault, 0
+    def __init__(self, number, fault=None, what=None):
+        self.number, self.fault, self.what, self.count = number, fault, what, 0
         self.process, self.there = None, threading.Event()
 
     def __call__(self, request):
-        if request.batch:
+        if request.batch or self.what not in (None, (request.method, request.path)):
             return None
         self.count += 1
         if self.count != self.number:
@@ -573,6 +613,15 @@ def test_killed_while_the_service_makes_no_batch_of_its_request_it_makes_one(tmp
         heard = walk(server.base_url, tmp_path / "store", 2, settle=0.3)
         tries = [r.time for r in records(server) if (r.request.method, r.request.path) == CREATE]
     assert len(tries) == 3 and tries[1] - tries[0] > 0.25
+    assert heard.profiles == profiles_of(truth, 2) and set(server.paid.values()) == {1}
+
+
+def test_killed_in_an_upload_it_sends_all_of_it_again(tmp_path, truth):
+    script = KillsAt(2, "dropped", what=UPLOAD)
+    with LLMServer(faults=script) as server:
+        assert script.run(server.base_url, tmp_path / "store", 2) == -signal.SIGKILL
+        heard = walk(server.base_url, tmp_path / "store", 2)
+        assert asked(server, *UPLOAD) == 3 and asked(server, *CREATE) == 2
     assert heard.profiles == profiles_of(truth, 2) and set(server.paid.values()) == {1}
 
 

@@ -151,7 +151,7 @@ class BatchExchange:
             async with contextlib.aclosing(self.service.lines(file)) as parts:
                 async for part in parts:
                     reading.take(part)
-        if reading.unreadable or reading.lines < report.completed:
+        if reading.missing and (reading.unreadable or reading.lines < report.completed):
             raise Unanswered(
                 f"of the {report.completed} answers of batch {batch.id}, {reading.lines} can be read; {WAY_OUT}"
             )
@@ -160,9 +160,8 @@ class BatchExchange:
             self.session.outcome.note(f"batch {batch.id}: {reading.strangers} answers to what was not asked, left out")
         if report.status != "failed":
             self.crowded = False
-            for key in reading.expected:
-                missing = Unanswered(f"batch {batch.id} is {report.status}, without a line for this request")
-                self.problems[key] = reading.problems.get(key, missing)
+            without = Unanswered(f"batch {batch.id} is {report.status}, without a line for this request")
+            self.problems |= reading.problems | dict.fromkeys(reading.missing, without)
         elif report.code == "token_limit_exceeded" and batch.name not in self.sent_alone:
             self.crowded = True
         else:
@@ -207,6 +206,10 @@ class _Reading:
         self.expected = session.store.batch_requests(batch.name)
         self.problems: dict[str, ProfileError] = {}
         self.lines = self.unreadable = self.strangers = 0
+
+    @property
+    def missing(self) -> set[str]:
+        return self.expected.keys() - self.problems.keys()
 
     def take(self, texts: list[bytes]) -> None:
         with self.session.store.together():

@@ -217,10 +217,20 @@ def test_chat_settings_are_checked(wrong, named):
 @pytest.mark.parametrize(("wrong", "named"), [
     ({"timeout": 0}, "timeout"), ({"concurrency": 0}, "concurrency"), ({"retries": -1}, "retries"),
     ({"retries": 1.5}, "retries"), ({"base_url": "localhost:8000/v1"}, "base_url"), ({"base_url": ""}, "base_url"),
+    ({"base_url": "http://"}, "base_url"), ({"base_url": "http://[::1"}, "base_url"),
+    ({"base_url": "http://a b/v1"}, "base_url"), ({"base_url": "http://a\n/v1"}, "base_url"),
 ])  # fmt: skip
 def test_service_settings_are_checked(wrong, named):
     with pytest.raises((ValueError, TypeError), match=f"{named}: want"):
         ServiceSettings(**wrong)
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown():
+    for url in ("https://user:hunter2@localhost/v1", "hunter2://:hunter2@localhost"):
+        with pytest.raises(ProfileError, match="without a user and password") as caught:
+            ServiceSettings(base_url=url)
+        assert "hunter2" not in str(caught.value)
+    assert ServiceSettings(base_url="HTTPS://[::1]:8000/v1/@cf").base_url
 
 
 def test_a_key_that_is_none_is_named_and_not_shown(monkeypatch):

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from prorec_fast._checks import non_negative_number, one_of, positive_int, positive_number
 
@@ -161,5 +162,14 @@ def _bounded_client(timeout: float) -> Any:
 
 
 def _check_url(name: str, url: str | None) -> None:
-    if url is not None and not url.startswith(("http://", "https://")):
+    if url is None:
+        return
+    if "@" in url.partition("://")[2].partition("/")[0]:  # not shown, as messages show other URLs
+        raise ProfileError(f"{name}: want a URL without a user and password; a key comes from the environment alone")
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and url.isprintable() and " " not in url
+    except ValueError:
+        good = False
+    if not good:
         raise ProfileError(f"{name}: want a URL that starts with http:// or https://, got {url!r}")

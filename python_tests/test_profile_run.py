@@ -122,7 +122,7 @@ def test_two_runs_at_once_share_the_work(tmp_path):
     folder = make_folder(tmp_path / "shared", **sizes)
     with LLMServer(latency=0.01) as server:
         both = [subprocess.Popen(command(folder, server, "--json"), stdout=subprocess.PIPE) for _ in range(2)]
-        reports = [json.loads(process.communicate()[0])["write"] for process in both]
+        reports = [json.loads(process.communicate(timeout=200)[0])["write"] for process in both]
         assert [process.returncode for process in both] == [0, 0]
         assert len(server.paid) == total and set(server.paid.values()) == {1}
     assert all(report["sides"]["user"]["written"] == 60 for report in reports)
@@ -139,6 +139,18 @@ def test_a_budget_stops_the_run_and_more_of_it_goes_on(folder):
         assert sum(side.left for side in report.sides.values()) > 0
         report = run(folder, server, budget=10.0)
         assert report.complete and set(server.paid.values()) == {1}
+
+
+def test_a_run_that_is_not_complete_leaves_the_files_of_another(folder):
+    with LLMServer() as server:
+        spent = run(folder, server).spent.dollars
+        before = texts(folder)
+        other = ChatSettings("test-model", temperature=0.5)
+        report = run(folder, server, chat=other, budget=1.3 * spent)
+        assert not report.complete and report.sides["item"].written > 0
+        assert texts(folder) == before
+        assert run(folder, server, chat=other).complete
+    assert texts(folder) != before
 
 
 @pytest.mark.parametrize("num_profiles", [1, 5])
@@ -212,6 +224,16 @@ def test_orders_inside_a_review_change_neither_schema_nor_run(tmp_path):
         report = run(folder, server, sides=("item",))
     assert report.sides["item"].written == 0 and report.sides["item"].failed.total() == 12
     assert not (folder / "profiles_items.jsonl.gz").exists()
+
+
+def test_nothing_written_at_all_is_no_success(folder, capsys):
+    for name in ("items", "users", "reviews"):
+        (folder / f"{name}.jsonl.gz").unlink()
+    with LLMServer() as server:
+        assert main(command(folder, server)[3:]) == 1
+        assert not server.requests
+    out, err = capsys.readouterr()
+    assert "items: 0 of 12 have profiles, 12 nothing to say" in out and "no item has a profile" in err
 
 
 def test_faults_of_every_kind_end_in_the_same_profiles(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -23,8 +24,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
     """What the options ask for, in order; 1 if something is left to be done by another run."""
     from prorec_fast.profiles import Prices
 
-    if arguments.plot is not None and not arguments.report:
-        raise ValueError("--plot: draws what --report finds; ask for that, too")
+    _check_report(arguments)
     steps = [step for option, step in _STEPS.items() if getattr(arguments, option)]
     if not steps:
         raise ValueError(
@@ -46,9 +46,21 @@ def run_profile(arguments: argparse.Namespace) -> int:
             break
     if arguments.json:
         print(json.dumps(found, indent=1))
-    if not complete:
-        print("not complete: the same command goes on, and pays for nothing twice", file=sys.stderr)
     return 0 if complete else 1
+
+
+def _check_report(arguments: argparse.Namespace) -> None:
+    """Refuse, before anything is paid for, what could not be drawn after it."""
+    if arguments.report and arguments.dry_run and arguments.model is None and arguments.embed_model is None:
+        raise ValueError("--dry-run: a report asks nobody and costs nothing; leave it out")
+    if arguments.plot is None:
+        return
+    if not arguments.report:
+        raise ValueError("--plot: draws what --report finds; ask for that, too")
+    if not Path(arguments.plot).absolute().parent.is_dir():
+        raise ValueError(f"--plot: the folder of {arguments.plot} is not there")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError('--plot: matplotlib is not installed; pip install "prorec-fast[plot]"')
 
 
 Step = tuple[str, Any, bool]  # the name of what was done, its result as plain values, whether it is complete
@@ -65,7 +77,7 @@ def _write(arguments: argparse.Namespace, folder: Path, prices: Prices) -> Step:
         if not arguments.json:
             show_estimates(found)
         return "write", {side: one.as_json() for side, one in found.items()}, True
-    from prorec_fast.profiles.write import write_profiles
+    from prorec_fast.profiles.write import FAILURES, write_profiles
 
     forget_batches(arguments, store)
     progress = run_progress()
@@ -86,7 +98,16 @@ def _write(arguments: argparse.Namespace, folder: Path, prices: Prices) -> Step:
         progress.close()
     if not arguments.json:
         _show_report(report)
-    return "write", report.as_json(), report.complete
+    _say_what_is_left(report.complete)
+    empty = [name for name, side in report.sides.items() if report.complete and not side.written]
+    for name in empty:
+        print(f"no {name} has a profile; {folder / FAILURES} says why", file=sys.stderr)
+    return "write", report.as_json(), report.complete and not empty
+
+
+def _say_what_is_left(complete: bool) -> None:
+    if not complete:
+        print("not complete: the same command goes on, and pays for nothing twice", file=sys.stderr)
 
 
 def _write_settings(arguments: argparse.Namespace) -> WriteSettings:
@@ -148,6 +169,7 @@ def _embed(arguments: argparse.Namespace, folder: Path, prices: Prices) -> Step:
             one.close()
     if not arguments.json:
         _show_embedded(report)
+    _say_what_is_left(report.complete)
     return "embed", report.as_json(), report.complete
 
 

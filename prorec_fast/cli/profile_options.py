@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-DOMAINS = ("generic", "books", "places", "games", "films")
+DOMAIN_HELP = (
+    "whose words the prompts use: generic, books, places, games, films, or one of your own vocabulary.json "
+    "(default: generic)"
+)
 
 
 def add_profile_options(parser: argparse.ArgumentParser, positive_int: type, count: type) -> None:
@@ -18,7 +21,7 @@ def add_profile_options(parser: argparse.ArgumentParser, positive_int: type, cou
     add = writing.add_argument
     add("--num-profiles", type=positive_int, metavar="K", default=4, help="of every user and item (default: 4)")
     add("--sides", choices=("items", "users"), nargs="+", help="whose (default: items, then users)")
-    add("--domain", choices=DOMAINS, default="generic", help="whose words the prompts use (default: generic)")
+    add("--domain", metavar="NAME", default="generic", help=DOMAIN_HELP)
     add("--prompts", metavar="DIR", help="prompt files of your own, in place of those of the same name")
     add("--max-reviews", type=count, metavar="N", default=10, help="in an item's prompt (default: 10)")
     add("--max-items", type=positive_int, metavar="N", default=20, help="in a user's prompt (default: 20)")

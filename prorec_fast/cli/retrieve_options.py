@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .profile_options import DOMAINS
+from .profile_options import DOMAIN_HELP
 
 
 def add_retrieve_options(parser: argparse.ArgumentParser, positive_int: type) -> None:
@@ -29,6 +29,6 @@ def add_retrieve_options(parser: argparse.ArgumentParser, positive_int: type) ->
     add(
         "--max-items", type=positive_int, metavar="N", default=10, help="told of a user without a profile (default: 10)"
     )
-    add("--domain", choices=DOMAINS, default="generic", help="whose words the prompt uses (default: generic)")
+    add("--domain", metavar="NAME", default="generic", help=DOMAIN_HELP)
     add("--prompts", metavar="DIR", help="a folder with a user_rerank.txt of your own")
     add("--retry-failed", action="store_true", help="ask again, and pay again, where no answer was valid")

@@ -54,7 +54,13 @@ def add_chat_options(parser: argparse.ArgumentParser, weight: type, positive_int
     group = parser.add_argument_group("the model's answers")
     add = group.add_argument
     add("--temperature", type=weight, metavar="X", help="of its sampling (default: the service's own)")
-    add("--max-tokens", type=positive_int, metavar="N", default=2048, help="the longest answer (default: 2048)")
+    add(
+        "--max-tokens",
+        type=positive_int,
+        metavar="N",
+        default=4096,
+        help="the longest answer, thoughts included (default: 4096)",
+    )
     add("--sampling-seed", type=count, metavar="N", help="of its sampling, where the service has one")
     add(
         "--answer-format",

@@ -199,7 +199,7 @@ def _validated(answer: Answer, schema: type[BaseModel]) -> BaseModel:
     if answer.refusal:
         raise ValueError(f"it was a refusal ({answer.refusal[:200]})")
     if answer.finish_reason == "length":
-        raise ValueError("it was cut off at the longest length allowed; be shorter")
+        raise ValueError("it was cut off at the longest length allowed (max_tokens); be shorter")
     if not answer.content:
         raise ValueError(f"it was empty (finish reason {answer.finish_reason})")
     try:

@@ -28,7 +28,7 @@ class ChatSettings:
     Attributes:
         model: the service's name of a chat model.
         temperature: of its sampling; None leaves it to the service, and some models take nothing else.
-        max_tokens: the longest answer; also what a budget reserves for one.
+        max_tokens: the longest answer, a reasoning model's thoughts included; also what a budget reserves for one.
         seed: of its sampling, where the service has such a thing.
         answer_format: "schema" has the service hold answers to a JSON schema; "json", for servers that know none, puts
             the schema into the prompt and asks for JSON.
@@ -36,7 +36,7 @@ class ChatSettings:
 
     model: str
     temperature: float | None = None
-    max_tokens: int = 2048
+    max_tokens: int = 4096
     seed: int | None = None
     answer_format: str = "schema"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prorec_fast._checks import one_of, positive_int
-from prorec_fast.data import load
-from prorec_fast.data.jsonl import write_jsonl
+from prorec_fast.data import DataError, load
+from prorec_fast.data.jsonl import read_jsonl, write_jsonl
 from prorec_fast.data.texts import NodeText, load_texts
 
 from .chain import Written, item_chain, user_chain
@@ -143,6 +143,8 @@ def write_profiles(
         try:
             for side in writer.settings.sides:
                 writer.begin(side)
+                if side == "user" and not writer.item_profiles:
+                    writer.note("no item has a profile: users' prompts tell of items by title and description")
                 run_chains(writer.chains(side), session, poll=poll)
                 unanswered = writer.reports[side].failed[AGAIN]
                 if unanswered and side != writer.settings.sides[-1]:
@@ -205,11 +207,15 @@ class Writer(RunState):
         """The profiles and the ledger of all sides that the store knows of, as files of the data folder."""
         files, ledger = [], []
         for side in SIDES:
-            if self.store.finished_rows(self.run, side):
-                path = self.folder / f"profiles_{side}s.jsonl.gz"
+            done, failures = self.store.finished_rows(self.run, side), self.store.failures(self.run, side)
+            path = self.folder / f"profiles_{side}s.jsonl.gz"
+            settled = len(done) + sum(failure.kind != AGAIN for failure in failures.values())
+            if done and settled < self.sizes[side] and _run_of(path) not in (None, self.run):
+                self.note(f"{path}: stays as another run wrote it until this one is complete")
+            elif done:
                 write_jsonl(path, (self._line(side, *profile) for profile in self.store.profiles(self.run, side)))
                 files.append(str(path))
-            for row, failure in self.store.failures(self.run, side).items():
+            for row, failure in failures.items():
                 ledger.append({"side": side, **self._named(side, row), "kind": failure.kind, "reason": failure.reason})
         path = self.folder / FAILURES
         if ledger:
@@ -225,3 +231,12 @@ class Writer(RunState):
     def _named(self, side: str, row: int) -> dict[str, Any]:
         node = self.nodes[side].get(row)
         return {"id": row, "key": str(row) if node is None else node.key}
+
+
+def _run_of(path: Path) -> str | None:
+    """The run that wrote a file of profiles; None where there is none to be told."""
+    try:
+        _, line = next(read_jsonl(path))
+        return line["lineage"]["run"]
+    except (DataError, StopIteration, KeyError, TypeError):
+        return None

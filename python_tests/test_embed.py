@@ -152,7 +152,7 @@ def test_one_text_that_is_rejected_fails_alone(store):
 
 def test_a_service_that_rejects_everything_ends_the_run(store):
     with LLMServer(faults=first(99, "bad-request")) as server:
-        with pytest.raises(ServiceRefused, match=r"16 calls in a row .*Invalid value"):
+        with pytest.raises(ServiceRefused, match=r"16 requests in a row .*Invalid value"):
             run(TEXTS * 9, store, server, batch_texts=2)
         assert len(server.requests) < 25
     assert store.lease_each(dict.fromkeys(map(EmbedSettings(MODEL).key, TEXTS), 0.0))

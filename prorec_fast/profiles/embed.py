@@ -161,11 +161,9 @@ async def embed(texts: Iterable[str], session: EmbedSession) -> Embedded:
             if stored:
                 run.width = len(gather(session.store, [next(iter(stored))])[0])
             try:
-                await run.walk_all(batches(wanted, stored, session.settings))
+                await run.work(batches(wanted, stored, session.settings), run.walk)
             except BudgetReached as error:
                 embedded.stopped = str(error)
-            finally:
-                run.store_thread.shutdown()
     return embedded
 
 

@@ -58,7 +58,7 @@ class ServiceSettings:
         base_url: of the service, with its version ("http://localhost:8000/v1"); None is OpenAI's, or $OPENAI_BASE_URL.
         key_variable: the environment variable that has the key; there is no other way to give one. A service with a
             base_url of its own is asked without a key where the variable is not set.
-        timeout: seconds that one attempt may take.
+        timeout: seconds that the service may be silent in one attempt; to be reached, it has 10 at most.
         retries: further attempts after 408, 409, 429, 5xx, timeouts and dropped connections, after what Retry-After
             asks for or exponential pauses.
         concurrency: requests under way at once.
@@ -114,7 +114,7 @@ class ServiceSettings:
         return openai.AsyncOpenAI(
             api_key=key,
             base_url=self.url,
-            timeout=self.timeout,
+            timeout=openai.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
             max_retries=self.retries,
             http_client=None if streams else _bounded_client(self.timeout),
         )

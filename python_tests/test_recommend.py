@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from profile_data import make_folder
@@ -58,6 +59,34 @@ def test_some_users_as_a_table_in_a_file(trained, tmp_path, capsys):
     assert [row[0] for row in rows] == ["u-7"] * 10 + ["u-2"] * 10  # 15 items, 5 of them had already
     assert [row[1] for row in rows] == [str(rank) for rank in range(1, 11)] * 2
     assert list(tmp_path.iterdir()) == [path] and not capsys.readouterr().out
+
+
+def test_what_comes_later_does_not_matter_but_the_profiles_that_rank(trained, tmp_path):
+    data, _, folder = trained
+    rng = np.random.default_rng(0)
+    later = make_folder(tmp_path / "later", num_users=30, num_items=15)
+    tables = {"users": rng.normal(size=(30, 6)), "items": rng.normal(size=(15, 6))}
+    np.savez(later / "profiles_later.npz", **{name: table.astype(np.float32) for name, table in tables.items()})
+    assert torch.equal(
+        load_run(folder, data=later).ranker.representation()[0], load_run(folder).ranker.representation()[0]
+    )
+    model = prorec_fast.models.LightGCN(data, dim=8)
+    framework = prorec_fast.frameworks.ProEx(num_profiles=2, num_environments=2)
+    prorec_fast.fit(model, data, framework=framework, epochs=1, out=tmp_path / "run")
+    with pytest.raises(RunError, match="ranks by other profile vectors"):
+        load_run(tmp_path / "run", data=later)
+    with pytest.raises(RunError, match="trained on another split"):
+        load_run(folder, data="synthetic")
+
+
+def test_a_folder_of_one_run_is_that_run(trained, tmp_path, capsys):
+    _, _, folder = trained
+    (tmp_path / "none").symlink_to(folder)
+    assert main(["recommend", str(tmp_path), "--users", "u-7", "-k", "1"]) == 0
+    (tmp_path / "proex").symlink_to(folder)
+    capsys.readouterr()
+    assert main(["recommend", str(tmp_path)]) == 2
+    assert "holds the runs none, proex; name one of them" in capsys.readouterr().err
 
 
 def test_what_cannot_be_served_is_refused(trained, tmp_path, capsys):

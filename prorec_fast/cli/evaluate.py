@@ -24,7 +24,7 @@ _OTHER_DEVICE_TOLERANCE = 1e-3
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Recompute the test metrics of every run in the folder; 1 if any differs from what was stored."""
     device = pick_device(arguments.device)
-    rows = [_evaluate_one(folder, arguments.data, device) for folder in _run_folders(Path(arguments.run))]
+    rows = [_evaluate_one(folder, arguments.data, device) for folder in run_folders(Path(arguments.run))]
     if arguments.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -38,7 +38,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     return 1 if any(row["verdict"] == "differs from the stored result" for row in rows) else 0
 
 
-def _run_folders(path: Path) -> list[Path]:
+def run_folders(path: Path) -> list[Path]:
+    """The folder itself, where it is a run, or those one level below that are."""
     if (path / WEIGHTS).exists():
         return [path]
     folders = sorted(file.parent for file in path.glob(f"*/{WEIGHTS}"))

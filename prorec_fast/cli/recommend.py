@@ -14,8 +14,9 @@ import torch
 from prorec_fast._files import replaced_atomically, tsv_line
 from prorec_fast.data.texts import own_ids
 from prorec_fast.ranking import topk
-from prorec_fast.train import load_run
+from prorec_fast.train import RunError, load_run
 
+from .evaluate import run_folders
 from .settings import pick_device
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _ROWS = 4096  # users ranked at a time
 
 def run_recommend(arguments: argparse.Namespace) -> int:
     """The best new items of some users, or all, by their own ids."""
-    run = load_run(arguments.run, data=arguments.data, device=pick_device(arguments.device))
+    run = load_run(_the_run(Path(arguments.run)), data=arguments.data, device=pick_device(arguments.device))
     folder = Path(run.data.source)
     if folder.is_dir():
         users, items = own_ids(folder, run.data.num_users, run.data.num_items)
@@ -43,6 +44,13 @@ def run_recommend(arguments: argparse.Namespace) -> int:
             _write(file, lists, as_json=arguments.json)
         print(f"{len(rows)} users: written to {arguments.out}", file=sys.stderr)
     return 0
+
+
+def _the_run(path: Path) -> Path:
+    folders = run_folders(path)
+    if len(folders) > 1:
+        raise RunError(f"{path}: holds the runs {', '.join(folder.name for folder in folders)}; name one of them")
+    return folders[0]
 
 
 def _rows(users: Sequence[str], wanted: Sequence[str] | None) -> list[int]:

@@ -253,6 +253,13 @@ class Dataset:
             if split is not None:
                 digest.update(split.indptr.data)
                 digest.update(split.indices.data)
+        digest.update(self.profiles_hash.encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def profiles_hash(self) -> str:
+        """Hex digest of the profile vectors."""
+        digest = hashlib.blake2b(digest_size=16)
         for users, items in self.profile_pairs:
             digest.update(users.numpy().data)
             digest.update(items.numpy().data)

@@ -127,7 +127,13 @@ def fit(
     target = model.device
     objective = framework.bind(model, data)
     config = {
-        "data": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint},
+        "data": {
+            "name": data.name,
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            "split": data.split_hash,
+            "profiles": data.profiles_hash,
+        },
         "model": model.config(),
         "framework": framework.config(),
         "training": {

@@ -47,41 +47,41 @@ def load_run(
         data: where the data set is now; None: where it was.
 
     Raises:
-        RunError: the folder is not one, is damaged, or was trained on other data.
+        RunError: the folder is not one, is damaged, or was trained on another split than the data's; or its framework
+            ranks by profile vectors, and the data's are others.
         DataError: the data set cannot be loaded.
     """
+    from prorec_fast import frameworks
     from prorec_fast.data import load
+    from prorec_fast.frameworks import OWN_STATE
     from prorec_fast.models import build
 
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     try:
-        source, fingerprint = config["data"]["source"], config["data"]["fingerprint"]
+        source, split, profiles = (config["data"][name] for name in ("source", "split", "profiles"))
         model_config = dict(config["model"])
         framework = config["framework"]
     except (KeyError, TypeError) as error:
         raise RunError(f"{folder / CONFIG}: not written by a training run") from error
     found = load(data or source)
-    if found.fingerprint != fingerprint:
-        raise RunError(f"{folder}: trained on other data than {found.source} now holds; give the original with --data")
-    model = build(model_config.pop("name"), found, **model_config).to(device)
-    ranker = _with_weights(model, found, framework, folder).eval()
-    result = read_json(folder / HISTORY)["result"] if (folder / HISTORY).exists() else None
-    return StoredRun(ranker, found, config, result)
-
-
-def _with_weights(
-    model: Recommender, data: Dataset, framework: dict[str, Any], folder: Path
-) -> Recommender | Objective:
-    from prorec_fast import frameworks
-
+    if found.split_hash != split:
+        raise RunError(f"{folder}: trained on another split than {found.source} now holds; give its own with --data")
     weights = read_weights(folder)
+    of_framework = any(name.startswith(OWN_STATE) for name in weights)
+    if of_framework and found.profiles_hash != profiles:  # other frameworks rank by the model alone
+        raise RunError(
+            f"{folder}: ranks by other profile vectors than {found.source} now holds; give its own with --data"
+        )
+    model = build(model_config.pop("name"), found, **model_config).to(device)
     try:
-        if not any(name.startswith(frameworks.OWN_STATE) for name in weights):
-            model.load_state_dict(weights)
-            return model
-        objective = frameworks.build(**framework).bind(model, data)
-        objective.load_all_state(weights)
+        if of_framework:
+            ranker = frameworks.build(**framework).bind(model, found)
+            ranker.load_all_state(weights)
+        else:
+            ranker = model
+            ranker.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         raise RunError(f"{folder / WEIGHTS}: does not fit the model in {CONFIG}") from error
-    return objective
+    result = read_json(folder / HISTORY)["result"] if (folder / HISTORY).exists() else None
+    return StoredRun(ranker.eval(), found, config, result)

@@ -82,8 +82,9 @@ class DelimitedTable:
     ) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
         """(first lines, fields) of the records of a block, some thousand; blank lines are passed over.
 
-        `problem` judges the records over several lines. Of one that is refused, or cannot be parsed, the first line is
-        reported and the others are read again, as records of their own.
+        `problem` judges the records over several lines. One that is refused is reported by its first line. Where it
+        has another number of fields than the others, or cannot be parsed, a quote was never closed: the rest of its
+        lines are read again, as records of their own.
         """
         self.over_lines, self.longest = 0, (1, 0)
         number = 1
@@ -132,9 +133,13 @@ class DelimitedTable:
         while again:
             try:
                 for row in self._parsed(lines()):
-                    if len(held) > 1:
-                        if (reason := problem(row)) is not None:
-                            raise csv.Error(reason)
+                    reason = problem(row) if len(held) > 1 else None
+                    if reason is not None and len(row) != len(self.columns):
+                        raise csv.Error(reason)
+                    if reason is not None:  # a whole record: its lines are no records of their own
+                        report(number, _several(held) + reason)
+                        row = []
+                    elif len(held) > 1:
                         self.over_lines += 1
                         self.longest = max(self.longest, (len(held), number))
                     if row:
@@ -145,8 +150,7 @@ class DelimitedTable:
                     if not again:
                         break
             except (csv.Error, UnicodeDecodeError) as error:
-                several = f"a quote opened here takes in {len(held)} lines: " if len(held) > 1 else ""
-                report(number, several + _reason(error))
+                report(number, _several(held) + _reason(error))
                 again.extendleft(reversed(held[1:]))
                 held.clear()
                 number += 1
@@ -157,6 +161,10 @@ class DelimitedTable:
             return csv.reader(lines, delimiter=self.delimiter, strict=True)
         texts = (line.rstrip("\r\n") for line in lines)
         return (text.split(self.delimiter) if text else [] for text in texts)
+
+
+def _several(held: Sequence[bytes]) -> str:
+    return f"a quote opened here takes in {len(held)} lines: " if len(held) > 1 else ""
 
 
 def _reason(error: Exception) -> str:

@@ -321,7 +321,7 @@ def test_a_budget_stops_and_more_of_it_goes_on(store):
         assert "$0.22" in embedded.stopped and embedded.done == 16 and store.spent().dollars == pytest.approx(0.08)
         embedded = run(TEXTS, store, server, budget=2.0)
         assert embedded.done == 30 and embedded.stopped is None and set(server.paid_texts.values()) == {1}
-        with pytest.raises(ProfileError, match="no price is known for other"):
+        with pytest.raises(ProfileError, match="no price is known of 'other'"):
             EmbedSession(store, ServiceSettings(server.base_url), EmbedSettings("other"), PRICES, 1.0)
         with pytest.raises(ValueError, match="budget: want a finite number"):
             run(TEXTS, store, server, budget=float("nan"))

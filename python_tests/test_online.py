@@ -237,7 +237,7 @@ def test_a_service_that_is_not_there_ends_the_run_in_time(store):
     began = time.monotonic()
     session = session_of(store, "http://127.0.0.1:1/v1", retries=1, concurrency=8)
     error = failing(session, chains(1000))
-    assert isinstance(error, ServiceRefused) and "8 requests in a row got no answer from http" in str(error)
+    assert isinstance(error, ServiceRefused) and "8 requests in a row brought no answer from http" in str(error)
     assert "connect" in str(error).split("the last:")[1] and "\n" not in str(error)
     assert time.monotonic() - began < 3 and len(session.outcome.failures) < 16
 
@@ -379,7 +379,7 @@ def test_a_budget_is_reached_and_never_exceeded(store):
 
 
 def test_a_budget_wants_a_price(store):
-    with pytest.raises(ProfileError, match="budget: no price is known for other"):
+    with pytest.raises(ProfileError, match="budget: no price is known of 'other'"):
         session_of(store, None, chat=ChatSettings("other"), budget=1.0)
     for budget in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="budget: want"):

@@ -142,13 +142,15 @@ def test_a_budget_stops_the_run_and_more_of_it_goes_on(folder):
 
 
 def test_a_run_that_is_not_complete_leaves_the_files_of_another(folder):
+    other = ChatSettings("test-model", temperature=0.5)
     with LLMServer() as server:
-        spent = run(folder, server).spent.dollars
-        before = texts(folder)
-        other = ChatSettings("test-model", temperature=0.5)
-        report = run(folder, server, chat=other, budget=1.3 * spent)
-        assert not report.complete and report.sides["item"].written > 0
-        assert texts(folder) == before
+        run(folder, server)
+    before = texts(folder)
+    with LLMServer(faults=_down_for_one) as server:
+        report = run(folder, server, chat=other, retries=0)
+    assert not report.complete and report.sides["item"].written == 11
+    assert texts(folder) == before
+    with LLMServer() as server:
         assert run(folder, server, chat=other).complete
     assert texts(folder) != before
 
@@ -186,15 +188,16 @@ def test_what_never_has_a_valid_answer_is_in_the_ledger_and_is_asked_anew_on_dem
     assert not (folder / "profiles_failures.jsonl").exists()
 
 
+def _down_for_one(request):
+    return "server-error" if request.path.endswith("completions") and "Item 3" in _first_title(request) else None
+
+
 def _first_title(request):
     return json.loads(request.body["messages"][1]["content"])["material"].get("title", "")
 
 
 def test_items_without_an_answer_keep_users_waiting(folder):
-    def down_for_one(request):
-        return "server-error" if request.path.endswith("completions") and "Item 3" in _first_title(request) else None
-
-    with LLMServer(faults=down_for_one) as server:
+    with LLMServer(faults=_down_for_one) as server:
         report = run(folder, server, retries=0)
         assert not report.complete and report.sides["item"].failed == {"unanswered": 1}
         assert "1 of the items" in report.stopped and report.sides["user"].left == 20
@@ -224,6 +227,14 @@ def test_orders_inside_a_review_change_neither_schema_nor_run(tmp_path):
         report = run(folder, server, sides=("item",))
     assert report.sides["item"].written == 0 and report.sides["item"].failed.total() == 12
     assert not (folder / "profiles_items.jsonl.gz").exists()
+
+
+def test_what_has_no_texts_costs_nothing_by_estimate(folder):
+    for name in ("items", "reviews"):
+        (folder / f"{name}.jsonl.gz").unlink()
+    found = estimate_profiles(folder, CHAT, WriteSettings(2), prices=PRICES)
+    assert (found["item"].nothing_to_say, found["user"].nothing_to_say) == (12, 20)
+    assert found["user"].requests == 0 and found["user"].dollars == 0
 
 
 def test_nothing_written_at_all_is_no_success(folder, capsys):
@@ -275,7 +286,7 @@ def test_command_line(folder, capsys):
         assert main(arguments) == 0
         assert "users: 20 of 20 have profiles" in capsys.readouterr().out
         assert main([*arguments, "--budget", "1"]) == 2
-        assert "no price is known for test-model" in capsys.readouterr().err
+        assert "no price is known of 'test-model'" in capsys.readouterr().err
         assert main([*arguments[:3], "--base-url", server.base_url]) == 2
         assert "say what to do" in capsys.readouterr().err
         for more, idle in (
@@ -319,6 +330,10 @@ def test_from_interactions_to_vectors_in_one_command(folder, capsys):
         capsys.readouterr()
     data = load(folder)
     assert len(data.profile_pairs) == 4 and "test-embedding" in data.provenance and not err
+    assert "embed again" not in data.provenance
+    with LLMServer() as server:
+        run(folder, server, chat=ChatSettings("test-model", temperature=0.5))
+    assert load(folder).provenance.count("embed again") == 2
 
 
 def test_texts_whose_vectors_nothing_would_read_are_not_paid_for(folder, capsys):

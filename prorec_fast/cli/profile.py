@@ -57,6 +57,8 @@ def _check_report(arguments: argparse.Namespace) -> None:
         return
     if not arguments.report:
         raise ValueError("--plot: draws what --report finds; ask for that, too")
+    if arguments.model is not None and arguments.num_profiles == 1:
+        raise ValueError("--plot: of one profile each there are no cosines to draw")
     if not Path(arguments.plot).absolute().parent.is_dir():
         raise ValueError(f"--plot: the folder of {arguments.plot} is not there")
     if importlib.util.find_spec("matplotlib") is None:
@@ -130,6 +132,8 @@ def _show_report(report: Report) -> None:
         failed = "".join(f", {count} {kind}" for kind, count in sorted(side.failed.items()))
         left = f", {side.left} not asked yet" if side.left else ""
         print(f"{name}s: {side.written} of {side.total} have profiles{failed}{left}")
+    if any(side.failed for side in report.sides.values()):
+        print("the reasons are in the last file below; --retry-failed asks, and pays for, the malformed anew")
     print(f"paid for {report.spent.answers} answers: {spent_in_words(report.spent)}")
     for path in report.files:
         print(f"written: {path}")

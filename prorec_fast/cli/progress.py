@@ -86,7 +86,7 @@ def spent_in_words(spent: Spent) -> str:
 
 
 def _dollars(spent: Spent, digits: int) -> str:
-    if spent.unpriced == 0:
+    if spent.unpriced == 0 or spent.answers == 0:
         return f"${spent.dollars:.{digits}f}"
     return f"${spent.dollars:.{digits}f} and what has no known price" if spent.dollars else "no price known"
 
@@ -108,7 +108,10 @@ def run_progress() -> Any:
             self.shown.batches(open, requests, done)
 
         def note(self, line: str) -> None:
-            self.shown.note(line)
+            if self.shown is None:
+                print(line, file=sys.stderr, flush=True)
+            else:
+                self.shown.note(line)
 
         def close(self) -> None:
             if self.shown is not None:
@@ -123,10 +126,14 @@ def show_estimates(found: Mapping[str, Estimate]) -> None:
     for side, one in found.items():
         price = "no price known" if one.dollars is None else f"about ${one.dollars:.2f}"
         total, unknown = total + (one.dollars or 0.0), unknown or one.dollars is None
+        if not one.nodes:
+            print(f"{side}s: nothing left to ask")
+            continue
         silent = f", of {one.nothing_to_say} of them nothing is said" if one.nothing_to_say else ""
+        batched = f", {one.in_batches} come with open batches" if one.in_batches else ""
         print(
             f"{side}s: {one.nodes} to ask about{silent}; {one.requests} requests ({one.stored} answers are there "
-            f"already), {one.prompt_tokens:,} + {one.completion_tokens:,} tokens, {price}"
+            f"already{batched}), {one.prompt_tokens:,} + {one.completion_tokens:,} tokens, {price}"
         )
     by = "this model's answers so far" if all(one.calibrated for one in found.values()) else "4 characters a token"
     price = "give a file of --prices" if unknown else f"about ${total:.2f}"

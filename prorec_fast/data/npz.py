@@ -65,7 +65,7 @@ def _profiles(path: Path, data: Dataset) -> tuple[list[Pair], str]:
         return _archived_profiles(path, data.num_users, data.num_items)
     vectors = read_profile_tensors(path, num_users=data.num_users, num_items=data.num_items)
     vectors.check_split(data.split_hash, str(path))
-    return list(zip(vectors.users, vectors.items, strict=True)), f"{path.name} ({vectors.provenance})"
+    return list(zip(vectors.users, vectors.items, strict=True)), f"{path.name} ({vectors.provenance_in(path.parent)})"
 
 
 def load_npz_folder(folder: Path, *, profiles: bool = True) -> Dataset:

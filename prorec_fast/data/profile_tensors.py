@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 from prorec_fast._checks import FLOAT_DTYPES
 
 from .errors import DataError
+from .jsonl import find_jsonl
 
 LINEAGE = "lineage"  # the entry of the file's metadata
 WHITENING = ("mean", "projection", "eigenvalues")
@@ -69,6 +71,12 @@ class ProfileVectors:
                 words.append(f"{without} of {len(has_text)} {side} without a profile text: {', '.join(means) or '?'}")
         return "; ".join(words)
 
+    def provenance_in(self, folder: Path) -> str:
+        """`provenance`, and whether the folder's profile texts are other ones by now."""
+        embedded = self.lineage.get("texts")
+        stale = embedded is not None and embedded != text_digests(folder)
+        return self.provenance + "; made of other texts than the folder now has: embed again" * stale
+
     def check_split(self, split_hash: str, where: str) -> None:
         """Refuses vectors of texts that were written from another training split than the data's; those whose file
         names none pass, and `provenance` says so.
@@ -93,6 +101,16 @@ STAND_INS = {
         "none": "with zeros",
     },
 }
+
+
+def text_digests(folder: Path) -> dict[str, str]:
+    """ "users" and "items" -> digest of the file of their profile texts, as far as there are such files."""
+    paths = {side: find_jsonl(folder, f"profiles_{side}") for side in ("users", "items")}
+    return {
+        side: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        for side, path in paths.items()
+        if path is not None
+    }
 
 
 def read_profile_tensors(

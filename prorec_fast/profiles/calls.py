@@ -121,7 +121,7 @@ class PaidCalls:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= max(most, self.session.service.concurrency):
             raise ServiceRefused(
-                f"{self._failed_in_a_row} requests in a row got no answer from {self.session.service.place}; "
+                f"{self._failed_in_a_row} requests in a row brought no answer from {self.session.service.place}; "
                 f"the last: {self.session.service.redacted(error)}"
             )
 

@@ -75,7 +75,7 @@ def report_diversity(
             texts = read_profile_texts(folder, side, count, data.split_hash)
             one = named(one, keys, texts.texts if _same(texts, vectors) else None)
         found.append(one)
-    return DiversityReport(str(path), vectors.provenance, *found)
+    return DiversityReport(str(path), vectors.provenance_in(folder), *found)
 
 
 def _same(texts: ProfileTexts, vectors: ProfileVectors) -> bool:
@@ -102,7 +102,7 @@ def _side_text(side: str, found: Diversity) -> str:
             first = ", ".join(f"{value:.3f}" for value in found.between_tables[0][1:])
             lines.append(f"  cosine of the first profile to each of the others: {first}")
     elif between:
-        lines.append(f"  mean cosine{between.removeprefix(';')} profiles")
+        lines.append(f"  mean cosine of different {side}s' profiles: {found.between_nodes:.3f}")
     if found.generic:
         lines.append(f"  most generic, by mean cosine to the profiles of all other {side}s:")
     for one in found.generic:

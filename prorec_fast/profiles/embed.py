@@ -94,7 +94,7 @@ class EmbedSession:
         if self.budget is not None:
             non_negative_number("budget", self.budget)
         if self.budget is not None and self.prices.embedding_cost(self.settings.model, 1) is None:
-            raise ProfileError(f"budget: no price is known for {self.settings.model}; give one in a file of prices")
+            raise ProfileError(f"budget: no price is known of {self.settings.model!r}; give one in a file of prices")
 
     def tell(self, embedded: Embedded) -> None:
         if self.progress is not None:

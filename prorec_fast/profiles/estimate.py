@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from string import ascii_lowercase
@@ -32,6 +32,7 @@ class Estimate:
         nothing_to_say: of them, those that the data say nothing about.
         requests: to be paid for; those that only follow on a malformed answer are not known.
         stored: answers that are there already.
+        in_batches: answers that open batches are going to bring.
         dollars: None for a model without a price.
         calibrated: whether characters a token are those of the store's answers of this model, or a rule of thumb.
     """
@@ -40,6 +41,7 @@ class Estimate:
     nothing_to_say: int = 0
     requests: int = 0
     stored: int = 0
+    in_batches: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dollars: float | None = 0.0
@@ -50,41 +52,51 @@ class Estimate:
 
 
 def estimate(
-    chains: Iterable[tuple[Node, Start]], store: Store, chat: ChatSettings, prices: Prices, *, batch: bool = False
+    chains: Iterable[tuple[Node, Start]],
+    store: Store,
+    chat: ChatSettings,
+    prices: Prices,
+    *,
+    batch: bool = False,
+    expected: Callable[[Node], None] = lambda node: None,
 ) -> Estimate:
-    """Counts what `chains` would ask; nothing is sent, and nothing is kept but what a chain's end tells.
+    """Counts what `chains` would ask; nothing is sent. `expected` hears of each node that comes to its end.
 
     An answer that the store lacks is taken to be valid at once and as long as answers usually are.
     """
     known = store.spent(chat.model)
     chars_per_token = known.prompt_chars / known.prompt_tokens if known.prompt_tokens else CHARS_PER_TOKEN
     found = Estimate(calibrated=bool(known.prompt_tokens))
-    for _, start in chains:
+    batched = store.batched()
+
+    def answer(request: ChatRequest) -> Answer:
+        key = request.key(chat)
+        body = store.answer(key)
+        if body is not None:
+            found.stored += 1
+            return Answer.from_body(key, body)
+        content = json.dumps(placeholder(request))
+        if key in batched:
+            found.in_batches += 1
+        else:
+            found.requests += 1
+            found.prompt_tokens += round(request.prompt_chars / chars_per_token)
+            found.completion_tokens += round(len(content) / CHARS_PER_TOKEN)
+        return Answer(key, content, None, "stop", None, None)
+
+    for node, start in chains:
         found.nodes += 1
         chain = start()
         try:
             request = next(chain)
             while True:
-                request = chain.send(_answer(request, store, chat, found, chars_per_token))
+                request = chain.send(answer(request))
         except StopIteration:
-            pass
+            expected(node)
         except NothingToSay:
             found.nothing_to_say += 1
     found.dollars = prices.chat_cost(chat.model, found.prompt_tokens, found.completion_tokens, batch=batch)
     return found
-
-
-def _answer(request: ChatRequest, store: Store, chat: ChatSettings, found: Estimate, chars_per_token: float) -> Answer:
-    key = request.key(chat)
-    body = store.answer(key)
-    if body is not None:
-        found.stored += 1
-        return Answer.from_body(key, body)
-    content = json.dumps(placeholder(request))
-    found.requests += 1
-    found.prompt_tokens += round(request.prompt_chars / chars_per_token)
-    found.completion_tokens += round(len(content) / CHARS_PER_TOKEN)
-    return Answer(key, content, None, "stop", None, None)
 
 
 def placeholder(request: ChatRequest) -> dict[str, Any]:
@@ -128,27 +140,12 @@ def estimate_profiles(
     found = {}
     with store_for_estimate(store or writer.folder / "answers.sqlite") as opened:
         writer.open(opened)
-        writer.item_profiles = _Expected(writer.item_profiles)
+
+        def expected(node: Node) -> None:
+            if node[0] == "item":
+                writer.item_profiles[node[1]] = text(0)
+
         for side in writer.settings.sides:
             writer.begin(side)
-            found[side] = estimate(writer.chains(side), opened, chat, prices, batch=batch)
+            found[side] = estimate(writer.chains(side), opened, chat, prices, batch=batch, expected=expected)
     return found
-
-
-class _Expected(Mapping[int, str]):
-    """Every item's profile: the one it has, or one of the usual length."""
-
-    def __init__(self, written: Mapping[int, str]) -> None:
-        self.written = written
-
-    def __getitem__(self, row: int) -> str:
-        return self.written.get(row, text(0))
-
-    def __contains__(self, row: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.written)
-
-    def __len__(self) -> int:
-        return len(self.written)

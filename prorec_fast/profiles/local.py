@@ -39,7 +39,8 @@ class LocalModel:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise ProfileError('sentence-transformers is not installed; pip install "prorec-fast[embed]"') from error
+            what = "is not installed" if error.name == "sentence_transformers" else f"cannot be imported ({error})"
+            raise ProfileError(f'sentence-transformers {what}; pip install "prorec-fast[embed]"') from error
         name = name.removeprefix(PREFIX)
         try:
             self._model = SentenceTransformer(name, device=device, truncate_dim=dimensions)

@@ -61,7 +61,7 @@ class Session:
         if self.budget is not None:
             non_negative_number("budget", self.budget)
         if self.budget is not None and self.prices.chat_cost(self.chat.model, 1, 1) is None:
-            raise ProfileError(f"budget: no price is known for {self.chat.model}; give one in a file of prices")
+            raise ProfileError(f"budget: no price is known of {self.chat.model!r}; give one in a file of prices")
 
     def stored(self, key: str) -> Answer | None:
         """The answer that is paid for already."""

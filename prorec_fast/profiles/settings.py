@@ -109,6 +109,8 @@ class ServiceSettings:
         key = self.api_key or ("none" if self.url else "")
         if not key:
             raise ProfileError(f"no key: set the environment variable {self.key_variable}, or give a base URL")
+        if self.api_key is None and self.key_variable != ServiceSettings.key_variable:
+            raise ProfileError(f"no key: the environment variable {self.key_variable} is not set")
         if not (key.isascii() and key.isprintable()):
             raise ProfileError(f"the environment variable {self.key_variable} holds no key: odd characters in it")
         return openai.AsyncOpenAI(
@@ -136,7 +138,8 @@ class ServiceSettings:
         and message."""
         text = self.redacted(message)
         if status in (401, 402, 404) or (status == 429 and code == "insufficient_quota"):
-            return ServiceRefused(f"{self.place} refuses: {text}")
+            hint = "; does the base URL want a version, as in /v1?" if status == 404 and "/v" not in self.place else ""
+            return ServiceRefused(f"{self.place} refuses: {text}{hint}")
         if status is not None and 400 <= status < 500 and status not in _RETRIED:
             hint = ""
             if "response_format" in text or "json_schema" in text:

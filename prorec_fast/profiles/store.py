@@ -287,7 +287,9 @@ class Store(BatchTables):
             there = {key for table in ("answers", "vectors") for (key,) in self._of_keys(f"key FROM {table}", keys)}
             free = [key for key in keys if key not in there]
             if any(self._of_keys("key FROM batch_requests", free)):
-                raise InOpenBatch("an open batch is going to bring this answer; read it with --transport batch")
+                raise InOpenBatch(
+                    "an open batch is going to bring this; read it with --transport batch, or --forget-batches"
+                )
             owners = dict(self._of_keys("key, owner FROM leases", free))
             alive = {other: self._alive(other) for other in set(owners.values())}
             free = [key for key in free if key not in owners or not alive[owners[key]]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prorec_fast.data import DataError, Dataset
-from prorec_fast.data.profile_tensors import LINEAGE, ProfileVectors, key_bytes, read_profile_tensors
+from prorec_fast.data.profile_tensors import LINEAGE, ProfileVectors, key_bytes, read_profile_tensors, text_digests
 from prorec_fast.data.texts import NodeText, load_nodes
 from prorec_fast.retrieval import Whitening
 
@@ -33,6 +33,7 @@ class FolderTexts:
     """All that is to be embedded of a data folder.
 
     Attributes:
+        digests: of the files of profiles, by side, by which it is known that others were written since.
         descriptions: row -> title and description of the items without profiles, as far as they have any.
         user_keys, item_keys: own ids by row; None where they are the row numbers.
     """
@@ -43,6 +44,7 @@ class FolderTexts:
     descriptions: dict[int, str]
     user_keys: list[str] | None
     item_keys: list[str] | None
+    digests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, data: Dataset) -> FolderTexts:
@@ -67,6 +69,7 @@ class FolderTexts:
             {row: text for row, text in described.items() if text},
             _own_keys(user_nodes, data.num_users),
             _own_keys(item_nodes, data.num_items),
+            text_digests(folder),
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -97,6 +100,7 @@ class FolderTexts:
             "chat_models": named["model"],
             "chat_settings": named["settings"],
             "prompts": named["prompt"],
+            "texts": self.digests,
         }
 
 

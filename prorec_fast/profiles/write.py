@@ -14,7 +14,7 @@ from prorec_fast.data.jsonl import read_jsonl, write_jsonl
 from prorec_fast.data.texts import NodeText, load_texts
 
 from .chain import Written, item_chain, user_chain
-from .errors import BudgetReached
+from .errors import BudgetReached, ProfileError
 from .pricing import Prices
 from .progress import AGAIN, Progress, RunState, SideReport
 from .prompts import Prompts
@@ -27,6 +27,7 @@ from .transports import TRANSPORTS, run_chains
 
 SIDES = ("item", "user")
 FAILURES = "profiles_failures.jsonl"
+MOST_PROFILES = 32  # new ones come in one answer
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class WriteSettings:
 
     def __post_init__(self) -> None:
         positive_int("num_profiles", self.num_profiles)
+        if self.num_profiles > MOST_PROFILES:
+            raise ValueError(f"num_profiles: want at most {MOST_PROFILES}, in one answer, got {self.num_profiles}")
         positive_int("attempts", self.attempts)
         for side in self.sides:
             one_of("sides", side, SIDES)
@@ -128,7 +131,12 @@ def write_profiles(
     """
     one_of("transport", transport, TRANSPORTS)
     writer = Writer(folder, chat, settings or WriteSettings())
+    if not os.access(writer.folder, os.W_OK):
+        raise ProfileError(f"{writer.folder}: cannot be written to, and the profiles go there")
     with Store(store or writer.folder / "answers.sqlite") as opened:
+        writer.open(opened, progress)
+        if budget is not None and (unpriced := opened.spent().unpriced):
+            writer.note(f"the budget does not count {unpriced} answers that were paid for without a known price")
         session = Session(
             opened,
             chat,
@@ -138,7 +146,6 @@ def write_profiles(
             budget,
             batch=transport == "batch",
         )
-        writer.open(opened, progress)
         stopped = None
         try:
             for side in writer.settings.sides:

@@ -411,7 +411,7 @@ def test_two_processes_on_one_store_share_the_work(tmp_path):
 
 def test_an_answer_that_another_pays_for_is_waited_for(store):
     keys = [ChatRequest(tuple(messages(row)), Reply).key(CHAT) for row in range(2)]
-    with LLMServer() as server, Store(store.path) as other:
+    with LLMServer(latency=0.02) as server, Store(store.path) as other:
         assert all(other.lease(key) for key in keys)
 
         async def answered_and_given_up():
@@ -424,12 +424,13 @@ def test_an_answer_that_another_pays_for_is_waited_for(store):
             other.release(keys[1])
 
         async def both():
-            session = session_of(store, server.base_url)
-            await asyncio.gather(online.run(chains(2), session), answered_and_given_up())
+            session = session_of(store, server.base_url, concurrency=1)  # two chains may wait, one may ask
+            await asyncio.gather(online.run(chains(12), session), answered_and_given_up())
             return session.outcome
 
         outcome = asyncio.run(both())
-        assert len(server.paid) == 1 and outcome.results["item", 0] == ["theirs"] and len(outcome.results) == 2
+        assert len(server.paid) == 11 and outcome.results["item", 0] == ["theirs"] and len(outcome.results) == 12
+        assert server.peak_in_flight == 1
 
 
 # replies that only other servers give

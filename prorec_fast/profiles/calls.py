@@ -13,8 +13,8 @@ from .settings import ServiceSettings
 from .store import Store
 
 T = TypeVar("T")
-ELSEWHERE_PAUSE = 0.2  # seconds between looks for what another process pays for
-_WALKED_AT_ONCE = 2  # pieces, a call that may be under way: some wait for the store, or for another process
+_ELSEWHERE_PAUSE = 0.2  # seconds between looks for what another process pays for
+_WORKERS = 2  # for each call that may be under way: half of them may wait for another process
 
 
 class Session(Protocol):
@@ -30,22 +30,19 @@ class Stopped(Exception):
 
 
 class PaidCalls:
-    """One run's calls.
-
-    Attributes:
-        turns: to be held by who looks what to pay for, until it is paid; as many as calls may be under way.
-    """
+    """One run's calls."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self._store_thread = ThreadPoolExecutor(1)  # where the store waits for the disk, and nothing else waits for it
-        self.turns = asyncio.Semaphore(session.service.concurrency)
+        self._turns = asyncio.Semaphore(session.service.concurrency)
         self._under_way = 0
         self._one_ended = asyncio.Event()
         self._failed_in_a_row = 0
 
     async def work(self, pieces: Iterable[T], walk: Callable[[T], Awaitable[None]]) -> None:
-        """Walk all pieces. An error sets `session.stop`, which is raised when what is under way has ended.
+        """Walk all pieces, as many at once as calls may be under way; a piece makes one after the other. An error sets
+        `session.stop`, which is raised when what is under way has ended.
 
         Once only: the store's thread ends with it.
         """
@@ -53,9 +50,10 @@ class PaidCalls:
         async def worker() -> None:
             try:
                 for piece in left:
-                    if self.session.stop is not None:
-                        return
-                    await walk(piece)
+                    async with self._turns:
+                        if self.session.stop is not None:
+                            return
+                        await walk(piece)
             except Stopped:
                 pass
             except BaseException as error:
@@ -64,7 +62,7 @@ class PaidCalls:
 
         left = iter(pieces)
         with self._store_thread:
-            await asyncio.gather(*(worker() for _ in range(_WALKED_AT_ONCE * self.session.service.concurrency)))
+            await asyncio.gather(*(worker() for _ in range(_WORKERS * self.session.service.concurrency)))
             await self.ended()
         if self.session.stop is not None:
             raise self.session.stop
@@ -95,6 +93,14 @@ class PaidCalls:
                 await self.release(keys)  # they may have been leased all the same
                 raise
         raise Stopped
+
+    async def elsewhere(self) -> None:
+        """Wait for another process that is at what a walk needs; meanwhile its turn is another's."""
+        self._turns.release()
+        try:
+            await asyncio.sleep(_ELSEWHERE_PAUSE)
+        finally:
+            await self._turns.acquire()
 
     async def release(self, keys: Collection[str]) -> None:
         with suppress(ProfileError):  # a store that fails must not hide why this is done

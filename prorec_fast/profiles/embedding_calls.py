@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .calls import ELSEWHERE_PAUSE, PaidCalls
+from .calls import PaidCalls
 from .digests import digest
 from .embeddings import read_embeddings, read_tokens
 from .errors import Malformed, Rejected, Unanswered
@@ -37,18 +36,17 @@ class EmbeddingCalls(PaidCalls):
         session, model = self.session, self.session.settings.model
         while batch:
             costs = {key: session.prices.embedding_cost(model, most_tokens(text)) or 0.0 for key, text in batch.items()}
-            async with self.turns:
-                ours = await self.leased(batch, partial(session.store.lease_each, costs, session.budget))
-                if ours:
-                    paid = {key: batch.pop(key) for key in ours}
-                    async with self.paying(paid):
-                        await self.ask(paid)
-                    continue
+            ours = await self.leased(batch, partial(session.store.lease_each, costs, session.budget))
+            if ours:
+                paid = {key: batch.pop(key) for key in ours}
+                async with self.paying(paid):
+                    await self.ask(paid)
+                continue
             there = await self.in_store(session.store.with_vectors, list(batch))
             self.count(len(there))
             batch = {key: text for key, text in batch.items() if key not in there}
             if batch:
-                await asyncio.sleep(ELSEWHERE_PAUSE)
+                await self.elsewhere()
 
     async def ask(self, batch: dict[str, str]) -> None:
         """Vectors for leased texts; what is rejected together is asked in halves, so that only the culprit fails."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .calls import ELSEWHERE_PAUSE, PaidCalls
+from .calls import PaidCalls
 from .errors import ProfileError, Rejected, ServiceRefused, Unanswered
 from .requests import Answer, ChatRequest
 from .session import OF_ONE_NODE, Node, Session, Start
@@ -68,13 +67,12 @@ class _Online(PaidCalls):
         """From the store, or paid for and stored."""
         key = request.key(self.session.chat)
         while True:
-            async with self.turns:
-                found = await self.leased([key], partial(self.stored_or_leased, request, key))
-                if found is True:
-                    return await self.paid_answer(request, key)
+            found = await self.leased([key], partial(self.stored_or_leased, request, key))
             if isinstance(found, Answer):
                 return found
-            await asyncio.sleep(ELSEWHERE_PAUSE)
+            if found:
+                return await self.paid_answer(request, key)
+            await self.elsewhere()
 
     def stored_or_leased(self, request: ChatRequest, key: str) -> Answer | bool:
         """The answer, or whether this run is to pay for it."""

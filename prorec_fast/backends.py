@@ -29,11 +29,14 @@ CUDA_LANGUAGE = {
     "propagate": "cuda",
     "ranking_metrics": "cuda",
     "sample_negatives": "cuda",
+    "teacher_distribution": "triton",
     "topk": "cuda",
 }
 _REFERENCE = "reference (plain PyTorch)"
 _LANGUAGE_NAMES = {"cuda": "CUDA C++ kernel", "triton": "Triton kernel"}
-_FILES = {"cross_view_info_nce": "info_nce"}  # where the file has another name than the operation
+# Where the file has another name than the operation.
+_FILES = {"cross_view_info_nce": "info_nce", "teacher_distribution": "distribution_kl"}
+_TRITON_FILES = _FILES | {"teacher_distribution": "softmax_sweep"}
 
 
 class Extra(NamedTuple):
@@ -88,8 +91,10 @@ def kernel_of(operation: str, device: torch.device, dtype: torch.dtype = torch.f
         language = CUDA_LANGUAGE[operation]
         why = _device_problem(language, device)
         if why is None:
-            folder, suffix = ("csrc/cuda", "cu") if language == "cuda" else ("prorec_fast/triton_kernels", "py")
-            return Kernel(_LANGUAGE_NAMES[language], f"{folder}/{file}.{suffix}", None)
+            path = f"csrc/cuda/{file}.cu"
+            if language == "triton":
+                path = f"prorec_fast/triton_kernels/{_TRITON_FILES.get(operation, operation)}.py"
+            return Kernel(_LANGUAGE_NAMES[language], path, None)
     else:
         why = f"no kernel is for {device.type}"
     return Kernel(_REFERENCE, f"prorec_fast/reference/{file}.py", why)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from prorec_fast import library  # noqa: F401  (registers the operators that torch.compile traces)
+from prorec_fast.explain import explain
 from prorec_fast.ops import bpr as _bpr
 from prorec_fast.ops import distribution_kl as _distribution_kl
 from prorec_fast.ops import environment_bpr as _environment_bpr
@@ -32,6 +33,7 @@ __all__ = [
     "cross_view_info_nce",
     "distribution_kl",
     "environment_bpr",
+    "explain",
     "gaussian_kl",
     "info_nce",
     "mix_environments",

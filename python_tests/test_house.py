@@ -24,6 +24,7 @@ PUBLIC = {
         "cross_view_info_nce",
         "distribution_kl",
         "environment_bpr",
+        "explain",
         "gaussian_kl",
         "info_nce",
         "mix_environments",

@@ -74,9 +74,9 @@ class _Inputs:
 def cases(device: torch.device) -> Iterator[Case]:
     """Every operation's, on `device`."""
     for of in (
-        _distribution_kl, _info_nce, _cross_view_info_nce, _multinomial_nll, _bpr, _environment_bpr, _mix_environments,
-        _profile_contrast, _gaussian_kl, _propagate, _topk, _ranking_metrics, _sample_negatives, _candidate_items,
-        _pair_scores,
+        _distribution_kl, _teacher_distribution, _info_nce, _cross_view_info_nce, _multinomial_nll, _bpr,
+        _environment_bpr, _mix_environments, _profile_contrast, _gaussian_kl, _propagate, _topk, _ranking_metrics,
+        _sample_negatives, _candidate_items, _pair_scores,
     ):  # fmt: skip
         yield from of(_Inputs(device))
 
@@ -116,6 +116,21 @@ def _distribution_kl(inputs: _Inputs) -> Iterator[Case]:
     yield case("reverse_kl", divergence="reverse_kl")
     yield case("js, eps 1e-3", divergence="js", eps=1e-3)
     yield Case("distribution_kl", "a teacher's statistics kept", tensors, cached, cached_definition)
+
+
+def _teacher_distribution(inputs: _Inputs) -> Iterator[Case]:
+    tensors = {"user": inputs.normal(_USERS, _TEACHER_DIM), "item": inputs.normal(_ITEMS, _TEACHER_DIM)}
+
+    def ours(user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        found = losses.TeacherDistribution(user, item, temperature=0.3)
+        return found.lse, found.entropy
+
+    def definition(user: Tensor, item: Tensor) -> tuple[Tensor, ...]:
+        wide = torch.promote_types(user.dtype, torch.float32)  # which statistics have at least
+        t = _definition("scores", "distribution_kl")(user.detach().to(wide), item.detach().to(wide), 0.3, True)
+        return t.logsumexp(1), _definition("entropy", "distribution_kl")(t.log_softmax(1))
+
+    yield Case("teacher_distribution", "statistics", tensors, ours, definition)
 
 
 def _info_nce(inputs: _Inputs) -> Iterator[Case]:

@@ -20,7 +20,7 @@ from prorec_fast.ops.common import refuse_second_derivative
 from prorec_fast.reference.environment_bpr import EnvironmentLoss
 from prorec_fast.reference.environment_bpr import environment_bpr as reference
 
-_MAX_PROFILES, _MAX_ENVIRONMENTS = 16, 32  # those of csrc/ops/environment_bpr.h; the reference serves more
+MAX_PROFILES, MAX_ENVIRONMENTS = 16, 32  # those of csrc/ops/environment_bpr.h; the reference serves more
 _WARPS, _BLOCKS = 8, 1024  # of a launch; a warp takes every so many triplets
 
 
@@ -128,7 +128,7 @@ def check_range(columns: Sequence[Tensor], user: Tensor, item: Tensor) -> None:
 
 def _fits(user: Tensor, item: Tensor, weights: Tensor) -> bool:
     known = user.size(0) + item.size(0) < 2**31
-    return known and weights.size(0) <= _MAX_ENVIRONMENTS and weights.size(1) <= _MAX_PROFILES
+    return known and weights.size(0) <= MAX_ENVIRONMENTS and weights.size(1) <= MAX_PROFILES
 
 
 class Results(NamedTuple):

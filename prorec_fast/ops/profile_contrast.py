@@ -7,7 +7,7 @@ from prorec_fast._checks import float_tensor, one_of, row_count
 from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
 from prorec_fast.reference.profile_contrast import profile_contrast as reference
 
-_MAX_PROFILES_ON_CUDA = 64  # a program holds K x K scores
+MAX_PROFILES_ON_CUDA = 64  # a program holds K x K scores
 
 
 def profile_contrast(
@@ -26,7 +26,7 @@ def profile_contrast(
     one_of("reduction", reduction, REDUCTIONS)
     if count is not None:
         row_count("count", count, rows=profiles.size(1), device=profiles.device)
-    held = not _native.on_cuda(profiles) or profiles.size(0) <= _MAX_PROFILES_ON_CUDA
+    held = not _native.on_cuda(profiles) or profiles.size(0) <= MAX_PROFILES_ON_CUDA
     if not (held and _native.runs_on_kernel("triton", profiles)):
         return reference(
             profiles, count=count, temperature=temperature, shift=shift, normalize=normalize, reduction=reduction

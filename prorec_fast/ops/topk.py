@@ -10,7 +10,7 @@ from prorec_fast._checks import float_matrix, index_vector, positive_int, same_d
 from prorec_fast.ops.csr import csr_rows
 from prorec_fast.reference.topk import topk as topk_reference
 
-_MAX_SELECTED = 2048  # candidates of a row that fit into a block's shared memory
+MAX_SELECTED = 2048  # candidates of a row that fit into a block's shared memory
 _SCORES = 1 << 24  # float32 scores held at a time on a device
 _ITEMS = 1 << 16  # the items a product covers where all of them would leave it fewer than _USERS rows
 _USERS = 256
@@ -30,7 +30,7 @@ def topk(
     rows = None
     if exclude is not None:
         rows = csr_rows("exclude", exclude, device=user.device, rows=user.size(0), cols=item.size(0))[:2]
-    beyond = item.size(0) >= 2**31 or (_native.on_cuda(user) and min(k, item.size(0)) > _MAX_SELECTED)
+    beyond = item.size(0) >= 2**31 or (_native.on_cuda(user) and min(k, item.size(0)) > MAX_SELECTED)
     if not _native.runs_on_kernel("cuda", user, item) or beyond:
         return topk_reference(user, item, k, exclude=rows, users=users)
     indptr, indices = rows or (None, None)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from prorec_fast.ops.multinomial_nll import chunks
+from prorec_fast.reference import pair_scores as reference_pair_scores
+from prorec_fast.reference import topk as reference_topk
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,13 @@ Costs = tuple[Cost, Cost]  # the kernels', eager's
 
 @dataclass(frozen=True)
 class Call:
-    """How an operation is called.
+    """How an operation is called."""
 
-    Attributes:
-        dtype: of the tables: float32, bfloat16 or float16.
-        cuda: on a CUDA device, or on the CPU.
-        gradients: with a backward pass.
-        threads: of the CPU.
-        processors: the CUDA device's multiprocessors.
-    """
-
-    dtype: torch.dtype = torch.float32
-    cuda: bool = False
-    gradients: bool = True
-    threads: int = 1
-    processors: int = 132
+    dtype: torch.dtype = torch.float32  # of the tables
+    cuda: bool = False  # on a CUDA device, or on the CPU
+    gradients: bool = True  # with a backward pass
+    threads: int = 1  # of the CPU
+    processors: int = 132  # the CUDA device's multiprocessors
 
     @property
     def size(self) -> int:
@@ -291,7 +285,7 @@ def propagate(at: Call, *, num_users: int, num_items: int, num_edges: int, dim: 
 
 
 def topk(at: Call, *, batch: int, num_items: int, dim: int, k: int) -> Costs:
-    """One table of scores, a tile at a time; eager sorts all of it, with its indices."""
+    """One table of scores, a tile at a time; eager sorts it whole, with its indices."""
     s, pairs, tables, kept = at.size, batch * num_items, (batch + num_items) * dim, min(k, num_items)
     if at.cuda:
         cols = num_items if num_items * min(batch, 256) <= 1 << 24 else min(num_items, 1 << 16)
@@ -304,7 +298,10 @@ def topk(at: Call, *, batch: int, num_items: int, dim: int, k: int) -> Costs:
         memory += at.threads * (4 * -(-batch // groups) * dim + (512 << 10))
     results = batch * k * (12 + (s if s < 4 else 0))
     ours = at.kernel(2 * pairs * dim, tables, memory + results, written=results)
-    return ours, _cost(2 * pairs * dim, (3 * s + 2) * pairs + s * tables, (3 * s + 9) * pairs, (2 * s + 8) * pairs)
+    # Of more scores than it takes at a time eager holds what it sorted last while it sorts the next.
+    chunk = max(1, reference_topk.CHUNK // num_items) * num_items
+    held = (2 * s + 8) * pairs if pairs <= chunk else (3 * s + 16) * chunk
+    return ours, _cost(2 * pairs * dim, (3 * s + 2) * pairs + s * tables, (3 * s + 9) * pairs, held)
 
 
 def ranking_metrics(at: Call, *, num_users: int, num_items: int, num_ranks: int, num_truth: int) -> Costs:
@@ -352,7 +349,7 @@ def pair_scores(at: Call, *, num_pairs: int, num_users: int, dim: int) -> Costs:
         2 * entries, num_users * dim + entries, made, read=4 * num_pairs + 8 * num_users, written=made,
         whole=2 * num_users * dim,
     )  # fmt: skip
-    held = min(1 << 18, entries)  # what is gathered at a time
+    held = min(reference_pair_scores.CHUNK, entries)
     return ours, _cost(
         2 * entries, 5 * s * entries + 44 * num_pairs, 3 * s * entries + 36 * num_pairs, 3 * s * held + 20 * num_pairs
     )

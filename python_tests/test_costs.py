@@ -14,6 +14,7 @@ from processes import run_python
 from prorec_fast import _native, backends, losses
 from prorec_fast.costs import FORMULAS, Call
 from prorec_fast.explain import Explanation
+from prorec_fast.reference import topk as reference_topk
 
 SOURCES = Path(__file__).parents[1]
 SIZES = {
@@ -92,6 +93,13 @@ def test_eager_holds_gradients_of_large_tables(operation):
     made = make(operation, **LARGE_TABLES[operation])
     held = peak_of_torch(lambda: run(made, eager=True, gradients=True))
     assert near(FORMULAS[operation](Call(), **LARGE_TABLES[operation])[1].memory, held, 0.05)
+
+
+def test_eager_holds_a_chunk_of_the_scores_that_it_sorts(monkeypatch):
+    monkeypatch.setattr(reference_topk, "CHUNK", 100_000)
+    made = make("topk", **SIZES["topk"])
+    held = peak_of_torch(lambda: run(made, eager=True, gradients=False))
+    assert near(FORMULAS["topk"](Call(), **SIZES["topk"])[1].memory, held, 0.05)
 
 
 @pytest.mark.parametrize("operation", FORMULAS)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 24  # scores held at a time: the definition serves devices without a kernel, where B x N may not fit
+CHUNK = 1 << 24  # scores held at a time: the definition serves devices without a kernel, where B x N may not fit
 
 
 @torch.no_grad()
@@ -15,7 +15,7 @@ def topk(
     num_items = item.size(0)
     scores = user.new_full((rows.numel(), k), float("-inf"))
     items = rows.new_full((rows.numel(), k), -1)
-    step = max(1, _CHUNK // max(num_items, 1))
+    step = max(1, CHUNK // max(num_items, 1))
     for start in range(0, rows.numel(), step):
         chunk = rows[start : start + step]
         all_scores = user[chunk] @ item.T  # [chunk, N]

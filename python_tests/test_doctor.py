@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def alone(monkeypatch):
     """Only this process is looked at, not the other instruction sets'."""
-    monkeypatch.setattr(levels, "start_others", lambda used: {})
+    monkeypatch.setattr(levels, "check_others", lambda used: [])
 
 
 @pytest.fixture
@@ -183,6 +183,18 @@ def test_doctor_passes_over_an_instruction_set_that_the_processor_has_not_got():
     assert levels.finish("avx512", _process(f"raise SystemExit('{says}')")) == []
 
 
+def test_doctor_where_no_process_can_be_started(monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError("not here")
+
+    cases = checks.cases
+    monkeypatch.setattr(checks, "cases", lambda device: (case for case in cases(device) if case.operation == "bpr"))
+    monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(levels.subprocess, "Popen", refuse)
+    found = diagnosis.diagnose([CPU])
+    assert found.ok and found.verdict.endswith("; other instruction sets were not checked: not here")
+
+
 def test_doctor_without_the_extension_and_with_an_unknown_instruction_set(monkeypatch, capsys):
     def missing():
         raise ImportError("the compiled kernels are missing; run 'pip install .' again")
@@ -215,7 +227,7 @@ def test_doctor_with_optional_packages_missing_or_broken(tmp_path):
                     raise ImportError(f"doctor asked for {{name}}")
         sys.meta_path.insert(0, Refuse())
         from prorec_fast.doctor import checks, levels
-        levels.start_others = lambda used: {{}}
+        levels.check_others = lambda used: []
         cases = checks.cases
         checks.cases = lambda device: (case for case in cases(device) if case.operation == "topk")
         from prorec_fast.cli import main

@@ -95,8 +95,9 @@ def _accuracies(case: Case, dtype: torch.dtype) -> dict[str, Accuracy]:
     """Of every value and every gradient."""
     tensors = {name: t.to(dtype) for name, t in case.tensors.items()}
     exact = {name: t.double() for name, t in tensors.items()}
-    got, eager = (_results(run, tensors, dtype) for run in (case.ours, case.definition))
-    truth = _results(case.definition, exact, dtype)
+    got = _results(case.ours, tensors, dtype)
+    with _one_thread():
+        eager, truth = _results(case.definition, tensors, dtype), _results(case.definition, exact, dtype)
     return {name: accuracy(got[name], eager[name], truth[name], case.least) for name in truth}
 
 
@@ -124,3 +125,14 @@ def _float32_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For small operations of torch, many of which take seconds where threads wait for cores that something else has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -88,43 +87,37 @@ def diagnose(devices: Sequence[torch.device]) -> Diagnosis:
     problems: list[str] = []
     notes: list[str] = []
     checks: list[Check] = []
-    others: dict[str, subprocess.Popen] = {}
-    try:
-        for device in devices:
-            where = str(device)
-            if device.type == "cpu":
-                problem, where = _cpu(others, notes)
-                if problem:
-                    problems.append(problem)
-                    continue
-            served = {name: kernel_of(name, device) for name in CUDA_LANGUAGE}
-            for why in dict.fromkeys(kernel.why for kernel in served.values() if kernel.why):
-                names = ", ".join(name for name, kernel in served.items() if kernel.why == why)
-                notes.append(f"on {where} plain PyTorch serves {names}: {why}")
+    for device in devices:
+        where, used = str(device), None
+        if device.type == "cpu":
+            used, problem = _used_level()
+            if used is None:
+                problems.append(problem)
+                continue
+            where = levels.where(used)
+        served = {name: kernel_of(name, device) for name in CUDA_LANGUAGE}
+        for why in dict.fromkeys(kernel.why for kernel in served.values() if kernel.why):
+            names = ", ".join(name for name, kernel in served.items() if kernel.why == why)
+            notes.append(f"on {where} plain PyTorch serves {names}: {why}")
+        try:
+            for check in check_device(device, where, {name for name, kernel in served.items() if not kernel.why}):
+                checks.append(check)
+        except Exception as error:  # tensors cannot be made there any more
+            problems.append(f"{where} does not answer: {one_line(error)}")
+        if used is not None:
             try:
-                for check in check_device(device, where, {name for name, kernel in served.items() if not kernel.why}):
-                    checks.append(check)
-            except Exception as error:  # tensors cannot be made there any more
-                problems.append(f"{where} does not answer: {one_line(error)}")
-        for level, process in reversed(others.items()):
-            checks += levels.finish(level, process)
-    finally:
-        for process in others.values():
-            process.kill()
+                checks += levels.check_others(used)
+            except OSError as error:  # no process can be started
+                notes.append(f"other instruction sets were not checked: {error}")
     seconds = time.perf_counter() - started
     return Diagnosis(backends(), tuple(checks), tuple(problems), tuple(notes), seconds)
 
 
-def _cpu(others: dict[str, subprocess.Popen], notes: list[str]) -> tuple[str | None, str]:
-    """What keeps the CPU's kernels from running, and the name of where they do; starts the `others`."""
+def _used_level() -> tuple[str | None, str]:
+    """The CPU's instruction set, or None and what keeps its kernels from running."""
     try:
-        used = _native.extension().isa()
+        return _native.extension().isa(), ""
     except ImportError as error:
-        return str(error), "cpu"
+        return None, str(error)
     except ValueError as error:
-        return f"{error}; unset it", "cpu"
-    try:
-        others |= levels.start_others(used)
-    except OSError as error:
-        notes.append(f"other instruction sets were not checked: {error}")
-    return None, levels.where(used)
+        return None, f"{error}; unset it"

@@ -33,19 +33,28 @@ def where(level: str) -> str:
     return f"cpu ({level})"
 
 
-def start_others(used: str) -> dict[str, subprocess.Popen]:
-    """Processes that check the levels which are not `used`; they import what this one does, wherever it was started."""
+def check_others(used: str) -> list[Check]:
+    """The checks of the levels that are not `used`, the best first."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not sys.executable:
-        return {}
-    command = [sys.executable, "-I", "-c", _CODE, json.dumps(sys.path)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return {
-        level: subprocess.Popen(
-            command, env={**os.environ, "PROREC_FAST_ISA": level, "OMP_NUM_THREADS": "1"}, **pipes
-        )
-        for level in LEVELS
-        if level != used
-    }  # fmt: skip
+        return []
+    processes = {level: _start(level) for level in reversed(LEVELS) if level != used}
+    try:
+        return [check for level, process in processes.items() for check in finish(level, process)]
+    finally:
+        for process in processes.values():
+            process.kill()
+
+
+def _start(level: str) -> subprocess.Popen:
+    """A process that checks a level; it imports what this one does, wherever it was started. One thread is enough: on
+    cores that others want, more would wait for each other."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", _CODE, json.dumps(sys.path)],
+        env={**os.environ, "PROREC_FAST_ISA": level, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(level: str, process: subprocess.Popen) -> list[Check]:

@@ -129,7 +129,7 @@ def _float32_products() -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For small operations of torch, many of which take seconds where threads wait for cores that something else has."""
+    """For torch's small operations: where threads wait for cores that something else has, these take seconds."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

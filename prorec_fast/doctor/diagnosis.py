@@ -67,7 +67,7 @@ class Diagnosis:
             found.append(f"set PROREC_FAST_ISA={well[-1]}, whose kernels are well")
         if any(where.startswith("cuda") for where in off):
             found.append("keep these tensors on the CPU, or in float64, which runs the definition")
-        return "; ".join([*found, _AGAIN] if off else found)
+        return "; ".join([*found, _AGAIN]) if off else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -76,6 +76,7 @@ class Diagnosis:
             "verdict": self.verdict,
             **self.facts,
             "problems": self.problems,
+            "notes": self.notes,
             "checks": [{**asdict(check), "ok": check.ok} for check in self.checks],
             "seconds": round(self.seconds, 3),
         }

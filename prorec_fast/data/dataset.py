@@ -114,10 +114,10 @@ class Dataset:
     Attributes:
         source: what `load` was given, made absolute where it is a folder; `load(source)` gives the same set again.
         train_enriched: the training rows plus interactions added before training, where the set brings them.
-        enriched_by: where those came from, in words.
         user_profiles, item_profiles: float32 [num_users, t] and [num_items, t], both or neither.
         further_profiles: more such pairs, for methods that use several profiles of one user or item.
         provenance: where the profiles came from; to be printed with every result that rests on them.
+        enriched_by: where the interactions added in `train_enriched` came from, in words.
     """
 
     name: str
@@ -128,11 +128,11 @@ class Dataset:
     valid: Interactions
     test: Interactions
     train_enriched: Interactions | None = None
-    enriched_by: str = "train_enriched, as published with the data set"
     user_profiles: Tensor | None = None
     item_profiles: Tensor | None = None
     further_profiles: Sequence[tuple[Tensor, Tensor]] = ()
     provenance: str = "no profiles"
+    enriched_by: str = "train_enriched, as published with the data set"
 
     def __post_init__(self) -> None:
         if self.num_users < 1 or self.num_items < 1:

@@ -71,7 +71,8 @@ def test_doctor_calls_every_kernel(monkeypatch):
     found = list(checks.check_device(CPU, "cpu", backends.CUDA_LANGUAGE))
     assert all(check.ok for check in found), [str(check) for check in found if not check.ok]
     kernels = {name for name in dir(recorder.module) if not name.startswith("_")}
-    assert kernels - recorder.called == {"isa", "parallel_backend"} - recorder.called
+    no_kernels = {"cuda", "isa", "parallel_backend"}  # cuda: where it was built, the launchers of another device
+    assert kernels - recorder.called <= no_kernels
 
 
 def test_doctor_of_a_cuda_device(device):

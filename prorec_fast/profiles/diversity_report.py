@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from prorec_fast._files import write_atomically
 from prorec_fast.data import load
 from prorec_fast.data.profile_tensors import ProfileVectors
-from prorec_fast.train.run_folder import write_atomically
 
 from .diversity import THRESHOLD, Diversity, diversity, named
 from .errors import ProfileError

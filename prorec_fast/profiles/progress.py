@@ -69,8 +69,11 @@ class RunState:
         self.run, self.retry_failed = run, retry_failed
         self.reports = {side: SideReport(total) for side, total in totals.items()}
 
-    def open(self, store: Store, progress: Progress | None = None) -> None:
+    def open(self, store: Store, progress: Progress | None = None, budget: float | None = None) -> None:
         self.store, self.progress, self.spent_before = store, progress or Progress(), store.spent()
+        if budget is not None and self.spent_before.unpriced:
+            unpriced = self.spent_before.unpriced
+            self.note(f"the budget does not count {unpriced} answers that were paid for without a known price")
 
     def spent(self) -> Spent:
         """Since `open`."""

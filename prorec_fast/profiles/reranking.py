@@ -145,7 +145,7 @@ def rerank_candidates(
             budget,
             batch=transport == "batch",
         )
-        reranker.open(opened, progress)
+        reranker.open(opened, progress, budget)
         reranker.begin("user")
         stopped = None
         try:

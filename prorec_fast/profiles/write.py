@@ -134,9 +134,7 @@ def write_profiles(
     if not os.access(writer.folder, os.W_OK):
         raise ProfileError(f"{writer.folder}: cannot be written to, and the profiles go there")
     with Store(store or writer.folder / "answers.sqlite") as opened:
-        writer.open(opened, progress)
-        if budget is not None and (unpriced := opened.spent().unpriced):
-            writer.note(f"the budget does not count {unpriced} answers that were paid for without a known price")
+        writer.open(opened, progress, budget)
         session = Session(
             opened,
             chat,
@@ -181,8 +179,8 @@ class Writer(RunState):
         )
         super().__init__(run, {side: self.sizes[side] for side in settings.sides}, retry_failed=settings.retry_failed)
 
-    def open(self, store: Store, progress: Progress | None = None) -> None:
-        super().open(store, progress)
+    def open(self, store: Store, progress: Progress | None = None, budget: float | None = None) -> None:
+        super().open(store, progress, budget)
         self.item_profiles = {row: texts[0] for row, texts, _ in store.profiles(self.run, "item")}
 
     def chains(self, side: str) -> Iterator[tuple[Node, Start]]:

@@ -7,22 +7,21 @@ from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Provider, Setting, assert_
 from prorec_fast import losses
 from prorec_fast.reference.mix_environments import mix_environments as reference
 
-NUM_PROFILES = NUM_ENVIRONMENTS = 4
 MATMUL = "torch.matmul"
 
 
-def providers(at: Setting = AMAZON_BOOK, backward: bool = True):
+def providers(at: Setting = AMAZON_BOOK, backward: bool = True, profiles: int = 4, environments: int = 4):
     """A batch's profiles, already gathered."""
-    table = at.profiles(NUM_PROFILES)
-    weights = at.table(NUM_ENVIRONMENTS, 2, NUM_PROFILES).detach().softmax(1)
+    table = at.profiles(profiles)
+    weights = at.table(environments, 2, profiles).detach().softmax(1)
     compiled_reference = compiled(reference)
     found = {
         EAGER: lambda: reference(table, weights),
         OURS: lambda: losses.mix_environments(table, weights),
-        MATMUL: lambda: (weights @ table.flatten(1)).view(NUM_ENVIRONMENTS, *table.shape[1:]),
+        MATMUL: lambda: (weights @ table.flatten(1)).view(environments, *table.shape[1:]),
         COMPILED: lambda: compiled_reference(table, weights),
     }
-    grad_out = at.profiles(NUM_ENVIRONMENTS, 1).detach()
+    grad_out = at.profiles(environments, 1).detach()
 
     def provider(mix) -> Provider:
         def run():

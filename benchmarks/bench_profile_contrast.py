@@ -6,12 +6,10 @@ from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, assert_agree, com
 from prorec_fast import losses
 from prorec_fast.reference.profile_contrast import profile_contrast as reference
 
-NUM_PROFILES = 4
 
-
-def providers(at: Setting = AMAZON_BOOK, backward: bool = True, normalize: bool = True):
+def providers(at: Setting = AMAZON_BOOK, backward: bool = True, normalize: bool = True, profiles: int = 4):
     """A batch's profiles, already gathered."""
-    table = at.profiles(NUM_PROFILES)
+    table = at.profiles(profiles)
     compiled_reference = compiled(reference)
     found = {
         EAGER: lambda: reference(table, normalize=normalize),

@@ -135,7 +135,9 @@ def precision(at: Setting) -> Iterator[None]:
 
 
 def compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=False)
+    """Wrapped when it is first called: torch's compiler takes seconds to import."""
+    wrapped = cache(lambda: torch.compile(function, dynamic=False))
+    return lambda *arguments, **options: wrapped()(*arguments, **options)
 
 
 def loss_and_gradients(loss: Callable[[], Tensor], inputs: list[Tensor], backward: bool) -> Provider:

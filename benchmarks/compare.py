@@ -27,15 +27,9 @@ import torch
 from cases import CASES, measure, settings
 from ceilings import ceilings
 from record import Record, default_file
-from timing import DeviceClock, WallClock, first_line
+from timing import ALLOCATORS, DeviceClock, WallClock, first_line
 
 CEILINGS = "ceilings"
-TUNED = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-ALLOCATORS = {"default": {}, "tuned": TUNED}
 
 
 def work_through(names: list[str], arguments: argparse.Namespace) -> None:

@@ -13,6 +13,13 @@ from prorec_fast.train.step import WARMUP_STEPS, CudaGraphs
 
 LIMIT_MS = 4000.0  # what a provider may take of a mode; at least MIN_ROUNDS are measured
 MIN_ROUNDS = 3
+# Of a process whose glibc gives large freed blocks back to the system, as it does by default, or keeps them.
+TUNED = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+ALLOCATORS = {"default": {}, "tuned": TUNED}
 
 
 class WallClock:

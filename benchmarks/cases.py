@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from bench_distribution_kl import CHUNKED
 from sizes import AMAZON_BOOK, OURS, TINY, Provider, Setting, Unavailable, difference, precision
-from timing import DeviceClock, WallClock, first_line, summary, time_providers
+from timing import DeviceClock, WallClock, extra_memory, first_line, summary, time_providers
 
 TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
 EVERY_PRECISION = ("float32", "tf32", "bfloat16")
@@ -149,7 +149,10 @@ def measure(name: str, at: Setting, clock: WallClock | DeviceClock, rounds: int)
             times = time_providers(runs, clock, mode, min(rounds, case.rounds or rounds))
             modes[mode] = {provider: {**summary(t), **rate(summary(t)["median_ms"])} for provider, t in times.items()}
             skipped |= {f"{provider} [{mode}]": why for provider, why in (unfit | others).items()}
-        extra = {provider: clock.extra_memory(run) for provider, run in found.items()}
+        extra = {
+            provider: extra_memory(run, "cuda" if isinstance(clock, DeviceClock) else "cpu")
+            for provider, run in found.items()
+        }
     extra_mib = {provider: size / 2**20 for provider, size in extra.items() if size is not None}
     return {"modes": modes, "extra_mib": extra_mib, "skipped": skipped | wrong}
 

@@ -100,11 +100,11 @@ def note(record: Record, line: dict) -> bool:
     if "left out" in line:
         print(f"{case}: left out: {line['left out']}", flush=True)
         return True
-    record.add("failed", case, line.get("failed"))
     if "failed" in line:
+        record.add("failed", case, line["failed"])
         print(f"{case}: failed: {line['failed']}", flush=True)
         return False
-    record.add("results", case, {**record.content["results"].get(case, {}), **line["modes"]})
+    record.add("results", case, {**record.content.get("results", {}).get(case, {}), **line["modes"]})
     record.add("extra_mib", case, line["extra_mib"])
     record.add("skipped", case, line["skipped"])
     for mode, found in line["modes"].items():

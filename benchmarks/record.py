@@ -17,19 +17,18 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+if not RESULTS.is_dir():  # installed
+    RESULTS = Path()
 
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures belong to: the processor or the GPU, and every version that they depend on."""
     import prorec_fast
     from prorec_fast import _native
+    from prorec_fast.backends import processor
 
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     found = {
-        "processor": model,
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "instruction set": _native.extension().isa(),
         "torch": torch.__version__,
@@ -80,21 +79,19 @@ def default_file(device: str, folder: Path = RESULTS) -> Path:
 
 
 class Record:
-    """A results file as it grows; what it had stays where machine and commit are the same."""
+    """A results file as it grows; what it had stays where machine and commit are the same. Without a file, the content
+    alone."""
 
-    def __init__(self, file: Path, device: str) -> None:
+    def __init__(self, file: Path | None, device: str) -> None:
         self.file, here = file, machine(device)
-        earlier = json.loads(file.read_text()) if file.exists() else {}
-        self.content: dict[str, Any] = earlier if earlier.get("machine") == here else {"machine": here, "results": {}}
+        earlier = json.loads(file.read_text()) if file is not None and file.exists() else {}
+        self.content: dict[str, Any] = earlier if earlier.get("machine") == here else {"machine": here}
 
-    def add(self, key: str, name: str, value: Any) -> None:
-        """Sets content[key][name], or drops it where there is nothing to say, and writes the file in one step."""
-        section = self.content.setdefault(key, {})
-        section.pop(name, None)
-        if value:
-            section[name] = value
-        if not section and key != "results":
-            del self.content[key]
+    def add(self, section: str, name: str, value: Any) -> None:
+        """Sets content[section][name], and writes the file in one step."""
+        self.content.setdefault(section, {})[name] = value
+        if self.file is None:
+            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.content, indent=1) + "\n")
@@ -108,7 +105,7 @@ def table(content: dict[str, Any]) -> list[str]:
     named = ("gpu", "torch", "commit")
     lines = [", ".join(f"{key} {value}" for key, value in content["machine"].items() if key in named)]
     lines += [f"  {name} {value:.4g}" for name, value in content.get("ceilings", {}).items()]
-    for case, modes in content["results"].items():
+    for case, modes in content.get("results", {}).items():
         mode, found = next(((m, f) for m, f in reversed(modes.items()) if OURS in f), ("", {}))
         if not found:
             continue

@@ -1,7 +1,7 @@
 """A benchmark's setting, its inputs, and what every benchmark file shares.
 
-A benchmark file has one function `providers(at, ...)` that returns {name: callable}, the first of them the definition;
-`test_*` times each under pytest-benchmark after `assert_agree`, and compare.py times them interleaved in one process.
+A benchmark file has functions `providers(at, ...)` that return {name: callable or why there is none}, the first of them
+the definition; cases.py lists them, bench.py and test_cases.py time them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from prorec_fast import BipartiteGraph
 EAGER = "eager reference"
 COMPILED = "torch.compile"
 OURS = "ours"
-# A folder with Amazon-Book's interactions.npz; where it is absent, or sizes differ, graphs are synthetic.
-DATA = Path(os.environ.get("PROREC_FAST_BENCH_DATA") or Path(__file__).parents[2] / "shared/data/amazon_book")
+# A folder with an interactions.npz, or of such folders: a graph of a setting's size is taken from there.
+DATA = Path(os.environ.get("PROREC_FAST_BENCH_DATA") or Path(__file__).parents[2] / "shared/data")
 
 Provider = Callable[[], list[Tensor]]
 
@@ -34,7 +34,7 @@ class Unavailable(str):
 
 @dataclass(frozen=True)
 class Setting:
-    """Amazon-Book's sizes, on the CPU in float32.
+    """Sizes, by default Amazon-Book's, on the CPU in float32.
 
     Attributes:
         distinct_users, distinct_items: in a batch.
@@ -49,7 +49,7 @@ class Setting:
     batch: int = 4096
     distinct_users: int = 2978
     distinct_items: int = 3028
-    train_edges: int = 123_000
+    train_edges: int = 120_464
     enriched_edges: int = 144_663
     test_users: int = 9860
     test_edges: int = 40_106
@@ -85,11 +85,9 @@ class Setting:
         return torch.cat([once, again])[torch.randperm(self.batch, generator=generator)].to(self.device)
 
     def graph(self) -> BipartiteGraph:
-        """Amazon-Book's training edges, or synthetic ones."""
-        graph = _stored_graph(self.device)
-        if graph is not None and (graph.num_users, graph.num_items) == (self.num_users, self.num_items):
-            return graph
-        return _synthetic_graph(self.num_users, self.num_items, self.train_edges, self.skew, 0, self.device)
+        """The training edges of a data set of this size, or synthetic ones."""
+        graph = _stored_graph(self.num_users, self.num_items, self.train_edges, self.device)
+        return graph or _synthetic_graph(self.num_users, self.num_items, self.train_edges, self.skew, 0, self.device)
 
     def interactions(self, edges: int, seed: int) -> BipartiteGraph:
         """Other edges with long tails."""
@@ -97,6 +95,21 @@ class Setting:
 
 
 AMAZON_BOOK = Setting()
+YELP = replace(
+    AMAZON_BOOK, num_users=11_091, num_items=11_010, distinct_users=3032, distinct_items=3103, train_edges=166_620,
+    enriched_edges=196_452, test_users=10_593, test_edges=55_436,
+)  # fmt: skip
+# Steam's own edges are not used: a batch has distinct what uniform draws of the synthetic graph's edges have.
+STEAM = replace(
+    AMAZON_BOOK, num_users=23_310, num_items=5237, distinct_users=3660, distinct_items=2706, train_edges=316_190,
+    enriched_edges=379_428, test_users=22_000, test_edges=105_397,
+)  # fmt: skip
+# One users x items matrix of a batch has 1.6 GB.
+LARGE = replace(
+    AMAZON_BOOK, num_users=200_000, num_items=100_000, dim=64, distinct_users=4040, distinct_items=3988,
+    train_edges=5_000_000, enriched_edges=6_000_000, test_users=10_000, test_edges=100_000,
+)  # fmt: skip
+SIZES = {"amazon_book": AMAZON_BOOK, "yelp": YELP, "steam": STEAM, "large": LARGE}
 TINY = replace(
     AMAZON_BOOK, num_users=60, num_items=50, dim=8, batch=32, distinct_users=20, distinct_items=18, train_edges=300,
     enriched_edges=360, test_users=40, test_edges=90, profile_width=24,
@@ -104,24 +117,28 @@ TINY = replace(
 
 
 @cache
-def _stored_graph(device: str) -> BipartiteGraph | None:
-    if not (DATA / "interactions.npz").exists():
-        return None
-    data = np.load(DATA / "interactions.npz", allow_pickle=False)
-    graph = BipartiteGraph.from_csr(data["train_indptr"], data["train_indices"], int(data["shape"][1]))
-    return graph.to(torch.device(device))
+def _stored_graph(num_users: int, num_items: int, edges: int, device: str) -> BipartiteGraph | None:
+    for file in (DATA / "interactions.npz", *sorted(DATA.glob("*/interactions.npz"))):
+        if file.exists():
+            with np.load(file, allow_pickle=False) as data:
+                if (*data["shape"], data["train_indices"].size) == (num_users, num_items, edges):
+                    graph = BipartiteGraph.from_csr(data["train_indptr"], data["train_indices"], num_items)
+                    return graph.to(torch.device(device))
+    return None
 
 
 @cache
 def _synthetic_graph(num_users: int, num_items: int, edges: int, skew: float, seed: int, device: str) -> BipartiteGraph:
+    """Exactly so many edges."""
     generator = torch.Generator(device).manual_seed(seed)
-    users, items = (
-        torch.randperm(rows, generator=generator, device=device)[
-            (torch.rand(edges, generator=generator, device=device) ** skew * rows).long()
-        ]
-        for rows in (num_users, num_items)
-    )
-    return BipartiteGraph.from_edges(users, items, num_users, num_items)
+    order = [torch.randperm(rows, generator=generator, device=device) for rows in (num_users, num_items)]
+    keys = torch.empty(0, dtype=torch.int64, device=device)
+    while keys.numel() < edges:
+        drawn = torch.rand(2, edges - keys.numel() + 1000, generator=generator, device=device) ** skew
+        users, items = (rows[(place * rows.numel()).long()] for rows, place in zip(order, drawn, strict=True))
+        keys = torch.cat([keys, users * num_items + items]).unique()
+    keys = keys[torch.randperm(keys.numel(), generator=generator, device=device)[:edges]]
+    return BipartiteGraph.from_edges(keys // num_items, keys % num_items, num_users, num_items)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,14 @@
-"""How providers are timed: in rounds of one call each, interleaved, by the clock of their device."""
+"""How providers are timed: in rounds of one call each, interleaved, by their device's clock; and what they hold."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +25,9 @@ TUNED = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 ALLOCATORS = {"default": {}, "tuned": TUNED}
+LONG_MS = 1000.0  # a call so long has no use for caches as it leaves them
+# The environment of a process in which `extra_memory` is exact on a CPU: what is freed is gone, and not used again.
+EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 class WallClock:
@@ -41,9 +49,6 @@ class WallClock:
 
     def milliseconds(self, taken: list[float]) -> list[float]:
         return taken
-
-    def extra_memory(self, run: Provider) -> int | None:
-        return None
 
 
 class DeviceClock:
@@ -88,14 +93,39 @@ class DeviceClock:
         torch.cuda.synchronize()
         return [start.elapsed_time(stop) for start, stop in taken]
 
-    def extra_memory(self, run: Provider) -> int | None:
-        """The most bytes that a call held at once, its results among them."""
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+
+def extra_memory(run: Callable[[], Any], device: str = "cpu") -> int | None:
+    """The most bytes that a call held at once beyond what there was, its results among them; None where a CPU's system
+    does not tell. On a CPU those of the process: a call's first of its size, because kernels keep their scratch, in a
+    process with EXACT_MEMORY, whose code and threads a smaller call has brought in already."""
+    if device == "cpu":
+        return _extra_resident(run)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _extra_resident(run: Callable[[], Any]) -> int | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # what is free would be used without being counted
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is the present again
+    except OSError:
+        return None
+    before = _resident_peak()
+    run()
+    return _resident_peak() - before
+
+
+def _resident_peak() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
 
 
 def captured(run: Provider) -> Provider:
@@ -121,22 +151,22 @@ def captured(run: Provider) -> Provider:
 
 def time_providers(runs: dict[str, Provider], clock: WallClock | DeviceClock, mode: str, rounds: int):
     """{provider: milliseconds of each of its rounds}."""
-    counts = {}
-    for name, run in runs.items():
-        once = clock.milliseconds([clock.timed(run)])[0]
-        counts[name] = min(rounds, max(MIN_ROUNDS, int(LIMIT_MS / max(once, 1e-3))))
+    once = {name: clock.milliseconds([clock.timed(run)])[0] for name, run in runs.items()}
+    counts = {name: min(rounds, max(MIN_ROUNDS, int(LIMIT_MS / max(ms, 1e-3)))) for name, ms in once.items()}
     taken: dict[str, list] = {name: [] for name in runs}
     for done in range(rounds):
         for name, run in runs.items():
             if done < counts[name]:
-                clock.prepare(mode, run)
+                if once[name] < LONG_MS:
+                    clock.prepare(mode, run)
                 taken[name].append(clock.timed(run))
     return {name: clock.milliseconds(values) for name, values in taken.items()}
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    ordered = sorted(times)
-    return {"median_ms": ordered[len(ordered) // 2], "min_ms": ordered[0], "max_ms": ordered[-1]}
+    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else 3 * times
+    found = {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "min_ms": min(times), "max_ms": max(times)}
+    return {**found, "rounds": len(times)}
 
 
 def first_line(error: BaseException) -> str:

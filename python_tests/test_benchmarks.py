@@ -196,7 +196,24 @@ def test_rounds_are_fewer_where_they_are_long(monkeypatch):
     runs = {"short": lambda: take("short", 1.0), "long": lambda: take("long", 3000.0)}
     times = timing.time_providers(runs, Counted(), "default", 10)
     assert {name: len(values) for name, values in times.items()} == {"short": 10, "long": timing.MIN_ROUNDS}
-    assert timing.summary([3.0, 1.0, 2.0]) == {"median_ms": 2.0, "min_ms": 1.0, "max_ms": 3.0}
+    spread = {"median_ms": 3.0, "q1_ms": 2.0, "q3_ms": 4.0, "min_ms": 1.0, "max_ms": 9.0, "rounds": 5}
+    assert timing.summary([3.0, 1.0, 9.0, 2.0, 4.0]) == spread
+    assert timing.summary([3.0]) == {**dict.fromkeys(spread, 3.0), "rounds": 1}
+
+
+def test_extra_memory_of_a_cpu_is_what_a_call_holds_at_once():
+    from timing import extra_memory
+
+    def one_after_another():
+        for _ in range(3):
+            held = torch.ones(2**23)  # 32 MiB
+        return held
+
+    if extra_memory(one_after_another) is None:
+        pytest.skip("reads a process's peak memory where Linux tells it")
+    kept = torch.ones(2**23)
+    for mib, call in ((64, one_after_another), (32, lambda: torch.ones(2**23)), (0, lambda: kept)):
+        assert abs(extra_memory(call) / 2**20 - mib) < 2
 
 
 def test_compare_writes_a_file_that_grows(tmp_path, monkeypatch, capsys):
@@ -212,7 +229,7 @@ def test_compare_writes_a_file_that_grows(tmp_path, monkeypatch, capsys):
     assert {"processor", "threads", "torch", "prorec_fast", "commit"} <= set(content["machine"])
     assert set(content["results"]) == {"ProMax step", "ProMax step, tf32"}
     assert all(set(modes) == {"default", "tuned"} for modes in content["results"].values())
-    assert set(content) == {"machine", "results"} and os.listdir(file.parent) == ["cpu.json"]
+    assert set(content) == {"machine", "results", "extra_mib", "skipped"} and os.listdir(file.parent) == ["cpu.json"]
     assert sum(line.startswith("ProMax step [tuned]: ") for line in record.table(content)) == 1
     # Without time nothing is measured; what another machine or commit measured does not stay.
     monkeypatch.setattr(sys, "argv", [*command, "topk", "--seconds", "0"])
@@ -220,7 +237,7 @@ def test_compare_writes_a_file_that_grows(tmp_path, monkeypatch, capsys):
     assert json.loads(file.read_text()) == content
     assert record.Record(file, "cpu").content["machine"] == record.machine("cpu")
     file.write_text(json.dumps({**content, "machine": {"processor": "another"}}))
-    assert record.Record(file, "cpu").content["results"] == {}
+    assert "results" not in record.Record(file, "cpu").content
 
 
 def test_a_case_that_ends_its_process_does_not_end_the_others(tmp_path, monkeypatch):

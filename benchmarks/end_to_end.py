@@ -1,6 +1,14 @@
-"""Trains LightGCN under ProMax from start to the converged test result, and adds it to the results file.
+"""Whole trainings of LightGCN, ProMax, ProEx and Mult-VAE: ours until validation stops it, and beside it the same
+training in plain PyTorch as the field writes it (the package `baseline`), added to the results file.
 
-    python benchmarks/end_to_end.py [--device cpu|cuda] [--out FILE] [--seconds S] [--tiny]
+    python benchmarks/end_to_end.py [NAME ...] [--device cpu|cuda] [--epochs N] [--baseline-epochs N] [--out FILE]
+                                    [--seconds S] [--tiny]
+
+First a step and an evaluation of both are compared: no speed on red. Then each training runs in a process of its own,
+so that its memory is its own. On a CPU the baseline runs under glibc's allocator as it comes and tuned, ours as it
+comes. A baseline takes hours on a CPU, so by default it is timed: for a few epochs before ours, and for as many after
+it, so that a machine that changes meanwhile shows in the spread. What it would take for as many epochs and validations
+as ours is then a product, `converged_at_our_epochs_s`, and no measurement.
 
 The data are those in the folder PROREC_FAST_BENCH_DATA (see the README for its files), else a synthetic set of
 Amazon-Book's size, whose metrics mean nothing beside published ones: only its times do.
@@ -9,109 +17,168 @@ Amazon-Book's size, whose metrics mean nothing beside published ones: only its t
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import pickle
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from record import Record, default_file
-from sizes import AMAZON_BOOK, TINY
+from record import Record, default_file, training_lines
+from same_training import BASELINE, assert_same_training
+from sizes import OURS
+from timing import ALLOCATORS
+from trainings import TIMED, TRAININGS, dataset, train_baseline, train_ours
 
-import prorec_fast
-from prorec_fast.data.synthetic import SyntheticConfig, make_synthetic
-
-FRAMEWORK = prorec_fast.frameworks.ProMax(whitening="joint", warmup_epochs=40)
-SETTLED = 3  # epochs before it compile, capture and tune themselves
-
-
-class TimeIsUp(Exception):
-    """The training ran out of the time that it was given."""
+SETTLED = {OURS: 3, BASELINE: 1}  # epochs before it; ours compile, capture and tune themselves in theirs
+PREPARE = "prepare"
+SECTION = "end_to_end"
 
 
-def dataset(tiny: bool) -> prorec_fast.data.Dataset:
-    """With what is made once for a data set and not for a training: its profiles and its enriched graph."""
-    folder = os.environ.get("PROREC_FAST_BENCH_DATA")
-    data = prorec_fast.data.load(folder) if folder and not tiny else _synthetic(tiny)
-    if not data.has_profiles:
-        data = data.with_cooccurrence_profiles()
-    assert data.enriched_graph.num_edges >= data.train_graph.num_edges
-    return data
-
-
-def _synthetic(tiny: bool) -> prorec_fast.data.Dataset:
-    at = TINY if tiny else AMAZON_BOOK
-    config = SyntheticConfig(num_users=at.num_users, num_items=at.num_items)
-    interactions, profiles = make_synthetic(config)
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch, "synthetic")
-        place.mkdir()
-        np.savez(place / "interactions.npz", **interactions)
-        np.savez(place / "profiles_synthetic.npz", **profiles)
-        return prorec_fast.data.load(place)
-
-
-def train(data: prorec_fast.data.Dataset, device: str, seconds: float, epochs: int) -> dict[str, Any]:
-    """Times of the parts of a training; without a test result where the time was up before it converged."""
-    start, records = time.perf_counter(), []
-
-    def on_epoch(record: Mapping[str, Any]) -> None:
-        records.append(record)
-        if time.perf_counter() - start > seconds:
-            raise TimeIsUp
-
-    model = prorec_fast.models.LightGCN(data, dim=AMAZON_BOOK.dim, num_layers=3)
-    try:
-        run = prorec_fast.fit(model, data, FRAMEWORK, epochs=epochs, device=device, on_epoch=on_epoch)
-    except TimeIsUp:
-        run = None
-    whole = time.perf_counter() - start
-    settled = records[SETTLED:] or records
-    warm_up = [r["seconds"] for r in settled if r["epoch"] <= FRAMEWORK.warmup_epochs]
-    every_loss = [r["seconds"] for r in settled if r["epoch"] > FRAMEWORK.warmup_epochs]
-    validations = [r["valid_seconds"] for r in settled if "valid_seconds" in r]
+def work(side: str, name: str, data: str, device: str, **settings: Any) -> dict[str, Any]:
+    """What one process does: prepare the data, or train."""
+    if side != PREPARE:
+        train = train_ours if side == OURS else train_baseline
+        return train(name, pickle.loads(Path(data).read_bytes()), device=device, **settings)
+    found, training = dataset(name, **settings), TRAININGS[name]
+    assert_same_training(name, found, device)
+    Path(data).write_bytes(pickle.dumps(found))
     return {
-        "data": {"name": data.name, "users": data.num_users, "items": data.num_items, "edges": data.train.num_edges},
-        "framework": FRAMEWORK.config(),
-        "epochs": len(records),
-        "first_epoch_s": records[0]["seconds"],
-        "epoch_s": {"warm-up": _spread(warm_up), "every loss": _spread(every_loss)},
-        "validation_s": _spread(validations),
-        "start_to_test_s": None if run is None else whole,
-        "stopped": "time" if run is None else run.stopped,
-        "best_epoch": None if run is None else run.best_epoch,
-        "test": None if run is None else run.test,
+        "data": found.name,
+        "sizes": {"users": found.num_users, "items": found.num_items, "edges": found.train.num_edges},
+        "framework": training.framework(found).config(),
+        "warmup_epochs": training.warmup_epochs(found),
     }
 
 
-def _spread(values: list[float]) -> dict[str, float] | None:
-    return {"median": median(values), "min": min(values), "max": max(values)} if values else None
+def in_a_process(environment: dict[str, str], **task: Any) -> dict[str, Any]:
+    """What `work` gives there, or {"failed": why}. This one holds no data: a process starts with its parent's peak."""
+    command = [sys.executable, __file__, "--worker", json.dumps(task)]
+    done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return {"failed": f"the process ended with {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name: str, arguments: argparse.Namespace, time_left: Callable[[], float]) -> dict[str, Any]:
+    """{"data", "sizes", "framework", "ours": ..., "baseline": {allocator: ...}}; else {"failed" or "left out": why}."""
+    allocators = [*ALLOCATORS] if arguments.device == "cpu" else ["default"]
+    epochs, wanted = arguments.baseline_epochs, arguments.epochs
+    before = [(BASELINE, a, {"epochs": epochs, "timed": epochs < wanted}) for a in allocators]
+    after = [(BASELINE, a, {"epochs": min(TIMED, epochs), "timed": True}) for a in allocators]
+    planned = [*before, (OURS, "default", {"epochs": wanted}), *after]
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        task = {"name": name, "device": arguments.device, "data": str(Path(scratch, "data.pickle"))}
+        about = in_a_process({}, side=PREPARE, tiny=arguments.tiny, **task)
+        if "failed" in about:
+            return about
+        for done, (side, allocator, settings) in enumerate(planned):
+            share = time_left() / (len(planned) - done)
+            if share > 0:
+                run = in_a_process(ALLOCATORS[allocator], side=side, seconds=share, **settings, **task)
+                runs.setdefault((side, allocator), []).append(run)
+    warmup_epochs = about.pop("warmup_epochs")
+    found = {key: summary(same, SETTLED[key[0]], warmup_epochs) for key, same in runs.items()}
+    failed = next((f"{side} [{a}]: {f['failed']}" for (side, a), f in found.items() if "failed" in f), None)
+    if failed:
+        return {"failed": failed}
+    if (OURS, "default") not in found:
+        return {"left out": "no time was left"}
+    ours, baseline = found.pop((OURS, "default")), {allocator: f for (_, allocator), f in found.items()}
+    for other in baseline.values():
+        other["converged_at_our_epochs_s"] = at_our_epochs(other, ours)
+    return {**about, "ours": ours, "baseline": baseline}
+
+
+def summary(runs: list[dict[str, Any]], unsettled: int, warmup_epochs: int) -> dict[str, Any]:
+    """Of runs of one training: the times of all their epochs, the result of the first."""
+    for run in runs:
+        if "failed" in run:
+            return run
+    first, records = runs[0], [record for run in runs for record in run["records"]]
+    settled = [record for run in runs for record in run["records"][unsettled:] or run["records"]]
+    memory = {key: max(run[key] for run in runs) for key in first if key.endswith("_mib") and first[key] is not None}
+    return {
+        "epochs": len(first["records"]),
+        "warm_up_epochs": sum(record["epoch"] <= warmup_epochs for record in first["records"]),
+        "validations": sum("valid_seconds" in record for record in first["records"]),
+        "first_epoch_s": first["records"][0]["seconds"],
+        "epoch_s": spread([record["seconds"] for record in settled if record["epoch"] > warmup_epochs]),
+        "warm_up_epoch_s": spread([record["seconds"] for record in settled if record["epoch"] <= warmup_epochs]),
+        "validation_s": spread([record["valid_seconds"] for record in records if "valid_seconds" in record]),
+        **{key: first[key] for key in ("stopped", "start_to_test_s", "best_epoch", "test")},
+        **memory,
+    }
+
+
+def spread(values: list[float]) -> dict[str, float] | None:
+    """None where nothing was measured."""
+    if not values:
+        return None
+    low, q1, median, q3, high = np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()
+    return {"median": median, "q1": q1, "q3": q3, "min": low, "max": high, "count": len(values)}
+
+
+def at_our_epochs(baseline: dict[str, Any], ours: dict[str, Any]) -> float | None:
+    """A product and no measurement: the baseline's medians times ours' epochs and validations, and one test."""
+    if ours["test"] is None:
+        return None
+    counts = {
+        "warm_up_epoch_s": ours["warm_up_epochs"],
+        "epoch_s": ours["epochs"] - ours["warm_up_epochs"],
+        "validation_s": ours["validations"] + 1,
+    }
+    if any(count and baseline[key] is None for key, count in counts.items()):
+        return None
+    return sum(count * baseline[key]["median"] for key, count in counts.items() if count)
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"want a positive integer, got {text}")
+    return int(text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TRAININGS)}; default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--epochs", type=positive, default=1000, metavar="N", help="ours train for at most so many")
+    parser.add_argument(
+        "--baseline-epochs", type=positive, default=TIMED, metavar="N", help=f"default: {TIMED}, to time"
+    )
     parser.add_argument("--out", type=Path, help="the results file; default: benchmarks/results/<machine>.json")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="train for at most so many")
-    parser.add_argument("--tiny", action="store_true", help="a size that says nothing about speed")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="share out so many among all trainings")
+    parser.add_argument("--tiny", action="store_true", help="sizes that say nothing about speed: a test of this file")
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    data = dataset(arguments.tiny)
-    found = train(data, arguments.device, arguments.seconds, 2 if arguments.tiny else 1000)
-    Record(arguments.out or default_file(arguments.device), arguments.device).add("end_to_end", data.name, found)
-    epoch = found["epoch_s"]["every loss"] or found["epoch_s"]["warm-up"]
-    first = found["first_epoch_s"]
-    print(f"{data.name}: {found['epochs']} epochs, median {epoch['median']:.4g} s, first {first:.4g} s")
-    if found["test"] is None:
-        print(f"{data.name}: not converged after {arguments.seconds:.0f} s")
-        return 1
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["test"].items() if name.endswith("@20"))
-    print(f"{data.name}: start to test {found['start_to_test_s']:.4g} s, best epoch {found['best_epoch']}, {metrics}")
-    return 0
+    if arguments.worker:
+        print(json.dumps(work(**arguments.worker)))
+        return 0
+    unknown = [name for name in arguments.names if name not in TRAININGS]
+    if unknown:
+        parser.error(f"NAME: want of {', '.join(TRAININGS)}, got {', '.join(unknown)}")
+    names, deadline = arguments.names or [*TRAININGS], time.monotonic() + arguments.seconds
+    record, code = Record(arguments.out or default_file(arguments.device), arguments.device), 0
+    for position, name in enumerate(names):
+        end = time.monotonic() + (deadline - time.monotonic()) / (len(names) - position)
+        found = measure(name, arguments, lambda end=end: end - time.monotonic())
+        if "ours" in found:
+            data = found.pop("data")
+            record.add(SECTION, data, {**record.content.get(SECTION, {}).get(data, {}), name: found})
+            print(*training_lines(data, name, found), sep="\n", flush=True)
+        else:
+            ((what, why),) = found.items()
+            print(f"{name}: {what}: {why}", flush=True)
+            code = max(code, what == "failed")
+    return code
 
 
 if __name__ == "__main__":

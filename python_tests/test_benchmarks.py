@@ -274,21 +274,6 @@ def test_ceilings_are_positive():
     assert len(found) == 5 and all(value > 0 for value in found.values())
 
 
-def test_end_to_end_trains_and_stops_in_time(tmp_path, capsys, monkeypatch):
-    import end_to_end
-
-    file = tmp_path / "cpu.json"
-    monkeypatch.setattr(sys, "argv", ["end_to_end.py", "--tiny", "--device", "cpu", "--out", str(file)])
-    assert end_to_end.main() == 0
-    found = json.loads(file.read_text())["end_to_end"]["synthetic"]
-    assert found["epochs"] == 2 and found["start_to_test_s"] > 0 and "recall@20" in found["test"]
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--seconds", "0"])
-    assert end_to_end.main() == 1
-    found = json.loads(file.read_text())["end_to_end"]["synthetic"]
-    assert found["stopped"] == "time" and found["test"] is None and found["epochs"] == 1
-    assert "not converged" in capsys.readouterr().out
-
-
 def test_tune_finds_a_better_tile(simulated_device, monkeypatch, capsys):
     import tune
     from sizes import TINY

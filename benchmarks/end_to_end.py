@@ -45,10 +45,12 @@ def work(side: str, name: str, data: str, device: str, **settings: Any) -> dict[
     """What one process does: prepare the data, or train."""
     if side != PREPARE:
         train = train_ours if side == OURS else train_baseline
-        return train(name, pickle.loads(Path(data).read_bytes()), device=device, **settings)
+        with open(data, "rb") as file:
+            return train(name, pickle.load(file), device=device, **settings)
     found, training = dataset(name, **settings), TRAININGS[name]
     assert_same_training(name, found, device)
-    Path(data).write_bytes(pickle.dumps(found))
+    with open(data, "wb") as file:
+        pickle.dump(found, file)
     return {
         "data": found.name,
         "sizes": {"users": found.num_users, "items": found.num_items, "edges": found.train.num_edges},

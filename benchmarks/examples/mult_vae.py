@@ -1,0 +1,71 @@
+"""A Mult-VAE's last layer and multinomial likelihood in existing code, before and after.
+
+python benchmarks/examples/mult_vae.py
+"""
+
+from __future__ import annotations
+
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from side_by_side import Provider, Setting, compare, interactions, loss_and_gradients
+from torch import Tensor, nn
+
+from prorec_fast import BipartiteGraph, losses
+
+HIDDEN, LATENT, BATCH = 600, 200, 1024
+
+
+class Before(nn.Module):
+    """The decoder and its likelihood."""
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(LATENT, HIDDEN)
+        self.output = nn.Linear(HIDDEN, num_items)
+
+    def forward(self, latent: Tensor, x: Tensor) -> Tensor:
+        """x [B, N]: the batch's rows of the interaction matrix, which the encoder has read."""
+        hidden = torch.tanh(self.hidden(latent))
+        # these lines:
+        logits = self.output(hidden)  # [B, N]
+        loss = -(x * F.log_softmax(logits, dim=1)).sum(1).mean()
+        # up to here
+        return loss
+
+
+class After(nn.Module):
+    """The same, with the same parameters; logits exist for a part of the batch at a time."""
+
+    def __init__(self, train: sp.csr_matrix) -> None:
+        super().__init__()
+        # become:
+        self.graph = BipartiteGraph.from_scipy(train)
+        # up to here
+        self.hidden = nn.Linear(LATENT, HIDDEN)
+        self.output = nn.Linear(HIDDEN, train.shape[1])
+
+    def forward(self, latent: Tensor, users: Tensor) -> Tensor:
+        """users [B]: whose rows they are."""
+        hidden = torch.tanh(self.hidden(latent))
+        # become:
+        loss = losses.multinomial_nll(hidden, self.output.weight, self.output.bias, self.graph, rows=users)
+        # up to here
+        return loss
+
+
+def build(at: Setting) -> tuple[Provider, Provider]:
+    train = interactions(at.graph())
+    before, after = Before(at.num_items), After(train)
+    after.load_state_dict(before.state_dict())
+    users = at.distinct(at.num_users, min(BATCH, at.num_users))
+    latent, x = at.table(len(users), 1, LATENT), torch.from_numpy(train[users.numpy()].toarray())
+
+    def run(model: nn.Module, rows: Tensor) -> Provider:
+        return loss_and_gradients(lambda: model(latent, rows), [latent, *model.parameters()], True)
+
+    return run(before, x), run(after, users)
+
+
+if __name__ == "__main__":
+    compare("a Mult-VAE's last layer and likelihood", build)

@@ -84,6 +84,7 @@ def measure(name: str, arguments: argparse.Namespace, time_left: Callable[[], fl
         for done, (side, allocator, settings) in enumerate(planned):
             share = time_left() / (len(planned) - done)
             if share > 0:
+                print(f"{name}: {side} [{allocator}] ...", file=sys.stderr, flush=True)
                 run = in_a_process(ALLOCATORS[allocator], side=side, seconds=share, **settings, **task)
                 runs.setdefault((side, allocator), []).append(run)
     warmup_epochs = about.pop("warmup_epochs")

@@ -61,13 +61,16 @@ def _by_the_names_of_theirs(ours: Objective, value: Callable[[Tensor], Tensor]) 
     return found | {"mlp." + HEAD[key.removeprefix("head.")]: value(p) for key, p in ours.named_parameters()}
 
 
-def first_steps(theirs: nn.Module, ours: Objective, data: Dataset, seed: int = 0) -> dict[str, Provider]:
+def first_steps(
+    theirs: nn.Module, ours: Objective, data: Dataset, batch_size: int | None = None, seed: int = 0
+) -> dict[str, Provider]:
     """{name: the loss of a batch and all its gradients}, for the same batch and the same random numbers; to be called
     once each."""
+    batch_size = batch_size or RELEASED.batch_size_for(ours.model.trains_on)
     torch.manual_seed(seed)
     batches, on_users = theirs.batches(data), ours.model.trains_on == "users"
     batches.sample()
-    places = torch.randperm(len(batches))[: RELEASED.batch_size_for(ours.model.trains_on)]
+    places = torch.randperm(len(batches))[:batch_size]
     batch = [column.to(ours.model.device) for column in default_collate([batches[place] for place in places.tolist()])]
 
     def step(module: nn.Module, loss: Callable[[], Tensor]) -> Tensor:

@@ -30,10 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import Record, default_file, training_lines
+from record import Record, default_file
 from same_training import BASELINE, assert_same_training
 from sizes import OURS
 from timing import ALLOCATORS
+from training_lines import training_lines
 from trainings import TIMED, TRAININGS, dataset, train_baseline, train_ours
 
 SETTLED = {OURS: 3, BASELINE: 1}  # epochs before it; ours compile, capture and tune themselves in theirs

@@ -37,7 +37,8 @@ class TimeIsUp(Exception):
 
 @dataclass(frozen=True)
 class Training:
-    """
+    """One of them.
+
     Attributes:
         model, framework: ours.
         baseline: the same training in plain PyTorch.
@@ -117,6 +118,9 @@ def _synthetic(tiny: bool) -> Dataset:
         return prorec_fast.data.load(place)
 
 
+_KEPT = ("epoch", "seconds", "valid_seconds")
+
+
 class _Watch:
     """Collects the records of epochs, until the time is up."""
 
@@ -140,9 +144,6 @@ class _Watch:
     def result(self, stopped: str, best_epoch: int, test: dict[str, float]) -> dict[str, Any]:
         whole = time.perf_counter() - self.start
         return {"stopped": stopped, "best_epoch": best_epoch, "test": test, "start_to_test_s": whole}
-
-
-_KEPT = ("epoch", "seconds", "valid_seconds")
 
 
 def peak_mib() -> float | None:

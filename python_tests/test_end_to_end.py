@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,21 +51,24 @@ def test_baseline_and_ours_train_the_same(datasets, name):
 
 
 def test_both_descend_alike(datasets):
-    """With one step an epoch, what differs is which negatives were drawn."""
+    """With one step an epoch, what differs is which negatives were drawn: a tenth of a learning rate shows."""
     from same_training import same_weights
     from trainings import train
 
     import prorec_fast
 
+    torch.manual_seed(0)
+    np.random.seed(0)
     data, epochs, losses = datasets["lightgcn"], 60, []
     theirs, ours = same_weights("lightgcn", data, "cpu")
     train(
         theirs, data, epochs=range(epochs), batch_size=4096, lr=1e-3, eval_every=100, patience=1, device="cpu",
         on_epoch=lambda record: losses.append(record["loss"]),
     )  # fmt: skip
-    run = prorec_fast.fit(ours.model, data, epochs=epochs, eval_every=100)
-    mine = [record["loss"] for record in run.history]
-    assert losses[0] - losses[-1] == pytest.approx(mine[0] - mine[-1], rel=0.1)
+    history = prorec_fast.fit(ours.model, data, epochs=epochs, eval_every=100).history
+    mine = [record["loss"] for record in history]
+    assert mine[0] - mine[-1] > 0.04
+    assert np.mean(losses) == pytest.approx(np.mean(mine), abs=0.002)
 
 
 def test_what_differs_is_noticed_before_it_is_timed(datasets, monkeypatch):
@@ -178,7 +182,7 @@ def test_program_times_a_baseline_around_ours(program, tmp_path):
 
     assert section["synthetic"]["mult_vae"]["ours"]["warm_up_epoch_s"] is None
     lines = printed.splitlines()
-    assert record.table({"machine": {}, "results": {}, "end_to_end": section})[1:] == lines and len(lines) == 8
+    assert record.table({"machine": {}, "end_to_end": section})[1:] == lines and len(lines) == 8
     assert lines[1].startswith("synthetic, promax: ours: ") and "44 epochs, ended by the epochs given" in lines[1]
     assert lines[3].startswith("synthetic, promax: baseline [tuned]: an epoch ") and lines[3].count(" x)") == 4
 

@@ -1,5 +1,5 @@
-"""Run as a program, without TRITON_INTERPRET: compiles one share of the package's Triton kernels for one chip, and
-prints a line of JSON for each. Arguments: chip, share, number of shares."""
+"""Run as a program, without TRITON_INTERPRET: compiles the package's Triton kernels for one chip, which is its
+argument, and prints their names and then what became of each form, in lines of JSON."""
 
 from __future__ import annotations
 
@@ -65,8 +65,7 @@ def compile_variant(variant, chip: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    chip, share, shares = map(int, sys.argv[1:])
-    if share == 0:
-        print(json.dumps(sorted(all_kernels())))
-    for variant in list(all_variants(chip))[share::shares]:
+    chip = int(sys.argv[1])
+    print(json.dumps(sorted(all_kernels())))
+    for variant in all_variants(chip):
         print(json.dumps(compile_variant(variant, chip)), flush=True)

@@ -1,22 +1,61 @@
-"""The device that the kernels for CUDA tensors are tested on: a simulated one, and a real one where there is one."""
+"""The device that the kernels for CUDA tensors are tested on: a simulated one, and a real one where there is one. And
+what begins ahead of the tests that look at it."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: a thread that waits leaves its core to others
+
 import torch
+from ahead import Ahead
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # looked at when a kernel is defined
 
 
-@pytest.fixture(scope="session")
-def emulated_cuda(request):
-    """The CUDA C++ launchers over an emulated grid."""
+def _work(item: pytest.Item) -> tuple:
+    """What a test is marked to look at: the work and its arguments, the test's parameters; () for other tests."""
+    mark = item.get_closest_marker("ahead")
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return (mark.kwargs["work"], *parameters.values()) if mark else ()
+
+
+def _emulation(config: pytest.Config) -> tuple:
     from emulated_cuda import build
 
-    return build(request.config.cache.mkdir("emulated_cuda"))
+    return build, config.cache.mkdir("emulated_cuda")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: bool(_work(item)))  # who looks at such work comes last
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ahead(request):
+    """Begins what the selected tests will look at; the emulation is asked for first."""
+    ahead, items = Ahead(), request.session.items
+    if any({"emulated_cuda", "simulated_device", *_SIMULATED} & {*item.fixturenames} for item in items):
+        ahead.begin(*_emulation(request.config))
+    for item in filter(_work, items):
+        ahead.begin(*_work(item))
+    yield ahead
+    ahead.end()
+
+
+@pytest.fixture
+def done_ahead(ahead, request):
+    """What the work that the test is marked with has returned."""
+    return ahead.begin(*_work(request.node)).result()
+
+
+@pytest.fixture(scope="session")
+def emulated_cuda(ahead, request):
+    """The CUDA C++ launchers over an emulated grid."""
+    return ahead.begin(*_emulation(request.config)).result()
 
 
 @pytest.fixture
@@ -37,6 +76,7 @@ def simulated_device(monkeypatch, request):
 
 
 _DEVICES = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["simulated"]
+_SIMULATED = () if torch.cuda.is_available() else ("device",)
 
 
 @pytest.fixture(params=_DEVICES)

@@ -7,8 +7,8 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import subprocess
 import sysconfig
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +19,9 @@ HERE = Path(__file__).parent
 CSRC = HERE.parent / "csrc"
 
 
-def build(folder: Path) -> ModuleType:
-    """The launchers as a module, built in `folder` unless it has them; skips where that cannot be done."""
+def build(run: Callable, folder: Path) -> ModuleType:
+    """The launchers as a module, built in `folder` by commands that `run` runs, unless it has them; skips where that
+    cannot be done."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     pybind11 = pytest.importorskip("pybind11", reason="the emulated kernels' bindings need pybind11")
     if compiler is None or not CSRC.is_dir():
@@ -37,20 +38,15 @@ def build(folder: Path) -> ModuleType:
 
         def compile_one(source: Path) -> Path:
             out = target.parent / f"{source.name}.{os.getpid()}.o"
-            _run([compiler, "-x", "c++", *flags, "-c", str(source), "-o", str(out)])
+            run([compiler, "-x", "c++", *flags, "-c", source, "-o", out])
             return out
 
         with ThreadPoolExecutor(2) as pool:
             objects = list(pool.map(compile_one, sources))
         linked = target.with_suffix(f".{os.getpid()}")
-        _run([compiler, "-shared", *map(str, objects), "-o", str(linked)])
+        run([compiler, "-shared", *objects, "-o", linked])
         linked.replace(target)
     spec = importlib.util.spec_from_file_location("emulated", target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]

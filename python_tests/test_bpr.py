@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_compiled_equals_eager, check_against_reference
-from processes import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.reference.bpr import bpr as reference
@@ -16,6 +15,7 @@ def rows(batch: int, dim: int, dtype=torch.float32, scale: float = 1.0):
     return [(scale * torch.randn(batch, dim, generator=generator)).to(dtype) for _ in range(3)]
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("batch, dim", [(1, 1), (1, 8), (129, 33), (507, 32), (700, 512)])
@@ -27,6 +27,7 @@ def test_bpr_matches_reference(batch, dim, reduction, dtype):
     )
 
 
+@pytest.mark.every_level
 def test_bpr_matches_reference_strided_and_confident():
     wide = rows(300, 64, scale=8.0)
     check_against_reference(losses.bpr, reference, [t[::2, 1::2] for t in wide])
@@ -83,8 +84,3 @@ def test_bpr_rejects(change, message):
         losses.bpr(*change(*rows(4, 8)))
     with pytest.raises(ValueError, match="reduction"):
         losses.bpr(*rows(4, 8), reduction="median")
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_bpr_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference")

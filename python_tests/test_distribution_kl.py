@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_as_good_as_eager, assert_compiled_equals_eager, check_against_reference, leaves
-from processes import LEVELS, rerun_at, run_python
+from processes import run_python
 
 from prorec_fast import losses
 from prorec_fast.reference.distribution_kl import distribution_kl as reference
@@ -27,6 +27,7 @@ def check(tensors, *, least=1e-30, **options):
     check_against_reference(run(losses.distribution_kl), run(reference), [user, item], least=least)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("eps", [0.0, 1e-8, 1e-3])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -35,6 +36,7 @@ def test_distribution_kl_matches_reference(divergence, reduction, eps):
         check(tables(*sizes), divergence=divergence, eps=eps, reduction=reduction)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("temperature", [0.01, 0.024, 0.2, 10.0])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -44,23 +46,27 @@ def test_distribution_kl_matches_reference_at_extreme_temperatures(divergence, n
     check(tables(33, 200, 24, 24), teacher_temperature=temperature, least=1e-2 if normalize else 0.1, **options)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_distribution_kl_matches_reference_in_half_precision(divergence, dtype):
     check(tables(65, 300, 40, 24, dtype), divergence=divergence)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dim", [8, 16, 17, 100, 129, 512])
 def test_distribution_kl_matches_reference_for_any_width(dim):
     check(tables(50, 321, dim, dim // 2 + 1))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("num_items", [1, 2, 63, 64, 65, 128, 4000])
 def test_distribution_kl_matches_reference_for_any_number_of_items(num_items):
     # Of a single item every distribution is the same: the truth is 0.
     check(tables(50, num_items, 16, 16), divergence="kl", least=1.0 if num_items == 1 else 1e-30)
 
 
+@pytest.mark.every_level
 def test_distribution_kl_strided_and_confident():
     check([t[:, ::2] for t in tables(40, 90, 32, 32)])
     check([t.T for t in tables(32, 32, 40, 40)])
@@ -327,8 +333,3 @@ def test_distribution_kl_is_as_good_as_eager_at_scale():
         reference(*(t.double() for t in tensors)),
     ]
     assert_as_good_as_eager(*outputs)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_distribution_kl_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference", "strided")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_as_good_as_eager, leaves
-from processes import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.reference.environment_bpr import environment_bpr as reference
@@ -49,17 +48,20 @@ def check(tensors, triplets, weights, results=(0, 1, 2), least=1e-30, **options)
         assert_as_good_as_eager(got, eager, truth, f"result {n}", least)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_environment_bpr_matches_reference(sizes, dtype):
     check(*batch_of(*sizes, dtype))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("options", [{"variance_weight": 10.0}, {"unbiased": False}, {"variance_weight": 0}])
 def test_environment_bpr_matches_reference_with_options(options):
     check(*batch_of(60, 50, 24, 4, 5, 129), **options)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("profiles", range(1, 17))
 def test_environment_bpr_matches_reference_for_every_number_of_profiles(profiles):
     check(*batch_of(12, 9, 17, profiles, 3, 40))
@@ -177,6 +179,7 @@ def test_environment_bpr_keeps_nan_to_the_rows_of_its_triplets():
     assert item.nonzero().tolist() == item_profiles.nonzero().tolist() == [[42], [43]]
 
 
+@pytest.mark.every_level
 def test_environment_bpr_gives_the_same_bits_for_any_number_of_threads():
     tensors, triplets, weights = batch_of(300, 200, 32, 4, 4, 3000)
     results, threads = [], torch.get_num_threads()
@@ -277,8 +280,3 @@ def test_environment_bpr_rejects(change, message):
     arguments |= {name: function(arguments[name]) for name, function in change.items()}
     with pytest.raises((TypeError, ValueError, IndexError), match=message):
         losses.environment_bpr(**arguments)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_environment_bpr_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference", "threads")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_compiled_equals_eager, check_against_reference, leaves
-from processes import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.reference.gaussian_kl import gaussian_kl as reference
@@ -21,6 +20,7 @@ def check(tensors, **options):
     check_against_reference(lambda *t: losses.gaussian_kl(*t, **options), lambda *t: reference(*t, **options), tensors)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("num_inputs", NUM_INPUTS)
@@ -62,6 +62,7 @@ def assert_relative(tensors, beta, rtol):
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=rtol, atol=0)
 
 
+@pytest.mark.every_level
 def test_gaussian_kl_holds_small_divergences_to_relative_precision():
     generator = torch.Generator().manual_seed(0)
     size = torch.logspace(-5, 1.2, 300)[:, None]
@@ -76,6 +77,7 @@ def test_gaussian_kl_holds_small_divergences_to_relative_precision():
     assert losses.gaussian_kl(*torch.zeros(2, 3, 5)) == 0
 
 
+@pytest.mark.every_level
 def test_gaussian_kl_is_stable_for_any_log_variance():
     grid = torch.linspace(-30, 20, 41)
     logvar, prior_logvar = (t.reshape(-1, 1) for t in torch.meshgrid(grid, grid, indexing="ij"))
@@ -106,6 +108,7 @@ def test_gaussian_kl_grad_of_each_input_alone(which):
     assert [t.grad is None for t in tensors] == [i != which for i in range(4)]
 
 
+@pytest.mark.every_level
 def test_gaussian_kl_properties():
     tensors = gaussians(4, 300, 200)
     assert losses.gaussian_kl(*(t[:0] for t in tensors)) == 0
@@ -171,8 +174,3 @@ def test_gaussian_kl_compiles_and_registers(num_inputs, name):
 def test_gaussian_kl_rejects(change, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         losses.gaussian_kl(*change(*gaussians(4, 4, 8)), **options)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_gaussian_kl_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference", "relative_precision", "is_stable", "properties")

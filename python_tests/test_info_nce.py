@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_compiled_equals_eager, check_against_reference, leaves
-from processes import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.ops.distinct import distinct
@@ -26,6 +25,7 @@ def check(tensors, *, least=1e-30, **options):
     )
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("eps", [0.0, 1e-5, 1e-2])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -35,6 +35,7 @@ def test_info_nce_matches_reference(symmetric, reduction, eps):
         check(views(2, batch, dim), symmetric=symmetric, reduction=reduction, eps=eps, least=least)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("temperature", [0.01, 0.024, 0.2, 10.0])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_info_nce_matches_reference_at_extreme_temperatures(normalize, temperature):
@@ -42,16 +43,19 @@ def test_info_nce_matches_reference_at_extreme_temperatures(normalize, temperatu
         check(views(2, 130, 24), normalize=normalize, temperature=temperature, eps=eps)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_info_nce_matches_reference_in_half_precision(dtype):
     check(views(2, 200, 40, dtype))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dim", [8, 17, 100, 512])
 def test_info_nce_matches_reference_for_any_width(dim):
     check(views(2, 100, dim))
 
 
+@pytest.mark.every_level
 def test_info_nce_strided_and_confident():
     check([t[::3, 1::2] for t in views(2, 150, 48)])
     check([t.T for t in views(2, 24, 40)])
@@ -102,6 +106,7 @@ def check_count(rows, count, tensors, **options):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("indexed", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
@@ -246,8 +251,3 @@ def test_cross_view_rejects(change, error, message):
     arguments = dict(zip(("user_a", "item_a", "user_b", "item_b"), views(4, 5, 8), strict=True)) | change
     with pytest.raises(error, match=message):
         losses.cross_view_info_nce(**arguments)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_info_nce_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference", "strided")

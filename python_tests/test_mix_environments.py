@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_compiled_equals_eager, check_against_reference, leaves
-from processes import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.reference.mix_environments import mix_environments as reference
@@ -21,6 +20,7 @@ def check(tensors):
     check_against_reference(losses.mix_environments, reference, tensors)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape, environments",
@@ -31,6 +31,7 @@ def test_mix_environments_matches_reference(shape, environments, dtype):
     check(inputs(shape, environments, dtype))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mix_environments_takes_any_strides(dtype):
     profiles, _ = inputs((50, 4, 96), 3, dtype)
@@ -63,6 +64,7 @@ def test_mix_environments_keeps_wider_weights():
     torch.testing.assert_close(weights.grad, stored.float().sum((1, 2)).expand(3, 4))
 
 
+@pytest.mark.every_level
 def test_mix_environments_properties():
     profiles, weights = inputs((4, 65, 24), 3)
     assert losses.mix_environments(profiles[:, :0], weights).shape == (3, 0, 24)
@@ -80,6 +82,7 @@ def test_mix_environments_properties():
     assert losses.mix_environments(largest, torch.full((1, 1), 2.0)).isinf().all()
 
 
+@pytest.mark.every_level
 def test_mix_environments_rounds_as_torch_does():
     generator = torch.Generator().manual_seed(0)
     profiles = torch.randint(-255, 256, (4, 3000), generator=generator).bfloat16()  # sums of ten bits: many ties
@@ -150,8 +153,3 @@ def test_mix_environments_compiles_and_registers():
 def test_mix_environments_rejects(change, message):
     with pytest.raises((TypeError, ValueError), match=message):
         losses.mix_environments(*change(*inputs((4, 6, 8), 3)))
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_mix_environments_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference", "any_strides", "properties", "rounds")

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_compiled_equals_eager, check_against_reference, leaves
-from processes import LEVELS, rerun_at
 
 from prorec_fast import BipartiteGraph, losses
 from prorec_fast.ops import multinomial_nll as op
@@ -41,6 +40,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(op, "_ROWS", 2)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_multinomial_nll_matches_reference(reduction, dtype):
@@ -53,6 +53,7 @@ def test_multinomial_nll_matches_reference(reduction, dtype):
         )
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("share", [0.01, 1.0])
 @pytest.mark.parametrize("batch", [1, 129, 200])
 def test_multinomial_nll_matches_reference_in_chunks_of_rows_given_by_index(batch, share, small_chunks):
@@ -65,6 +66,7 @@ def test_multinomial_nll_matches_reference_in_chunks_of_rows_given_by_index(batc
     )
 
 
+@pytest.mark.every_level
 def test_multinomial_nll_matches_reference_with_long_rows():
     found = targets(5, 40_000, 1e-3)
     check_against_reference(
@@ -72,6 +74,7 @@ def test_multinomial_nll_matches_reference_with_long_rows():
     )
 
 
+@pytest.mark.every_level
 def test_multinomial_nll_matches_reference_without_bias_strided_and_confident():
     found = targets(30, 50, valued=True)
     hidden, weight, bias = decoder(60, 32, 100, scale=8.0)
@@ -194,6 +197,7 @@ def test_multinomial_nll_of_extreme_logits():
     )
 
 
+@pytest.mark.every_level
 def test_multinomial_nll_of_masked_items_and_values_of_zero(small_chunks):
     """A whole block of columns is masked, and some rows' only target would be, if its value were not 0."""
     hidden, weight, bias = decoder(12, 8, 4000)
@@ -242,6 +246,7 @@ def test_multinomial_nll_chunks_cover_the_batch_once_and_are_bounded():
     assert len(list(op.chunks(1024, 9332, 32 << 20, 192))) == 2
 
 
+@pytest.mark.every_level
 def test_multinomial_nll_kernel_is_the_same_for_any_number_of_threads():
     """The kernel alone: torch's products are their library's."""
     from prorec_fast import _native
@@ -314,8 +319,3 @@ def test_multinomial_nll_rejects(changes, message):
     arguments = {"hidden": hidden, "weight": weight, "bias": bias, "targets": (INDPTR, INDICES)} | changes
     with pytest.raises((TypeError, ValueError, IndexError), match=message):
         losses.multinomial_nll(**arguments)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_multinomial_nll_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference", "masked", "any_number_of_threads")

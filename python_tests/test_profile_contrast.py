@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_compiled_equals_eager, check_against_reference, leaves
-from processes import LEVELS, rerun_at
 
 from prorec_fast import losses
 from prorec_fast.reference.profile_contrast import profile_contrast as reference
@@ -25,6 +24,7 @@ def check(tensor, *, least=1e-30, **options):
     )
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(
@@ -35,6 +35,7 @@ def test_profile_contrast_matches_reference(num, batch, dim, reduction, normaliz
     check(profiles(num, batch, dim), reduction=reduction, normalize=normalize, least=least)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_profile_contrast_matches_reference_in_half_precision(normalize, dtype):
@@ -69,6 +70,7 @@ def test_profile_contrast_at_extreme_temperatures_and_sizes(temperature):
     assert loss.isfinite() and huge.grad.isfinite().all()
 
 
+@pytest.mark.every_level
 def test_profile_contrast_holds_small_losses_to_relative_precision():
     shift = torch.linspace(-80, 20, 21)
     tensor = profiles(3, 17, 8)
@@ -78,6 +80,7 @@ def test_profile_contrast_holds_small_losses_to_relative_precision():
         torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-37)
 
 
+@pytest.mark.every_level
 def test_profile_contrast_short_rows_are_divided_by_a_constant():
     tensor = profiles(4, 10, 8)
     tensor[1, 3] = 0
@@ -102,6 +105,7 @@ def test_profile_contrast_takes_any_strides(dtype):
         check(view, normalize=True)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_profile_contrast_of_one_profile_is_zero(dtype):
     tensor = profiles(1, 40, 8, dtype).requires_grad_()
@@ -130,6 +134,7 @@ def test_profile_contrast_count_is_the_sliced_call(normalize, reduction, dtype):
         torch.testing.assert_close(*grads)
 
 
+@pytest.mark.every_level
 def test_profile_contrast_properties():
     tensor = profiles(4, 300, 32)
     assert losses.profile_contrast(tensor[:, :0]) == 0
@@ -215,8 +220,3 @@ def test_profile_contrast_rejects_options(options, message):
 def test_profile_contrast_rejects(change, message):
     with pytest.raises((TypeError, ValueError), match=message):
         losses.profile_contrast(change(profiles(4, 6, 8)))
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_profile_contrast_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference", "relative_precision", "properties", "short_rows", "one_profile")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_compiled_equals_eager, check_against_reference, leaves
-from processes import LEVELS, rerun_at
 
 from prorec_fast import BipartiteGraph, library, propagate  # noqa: F401
 from prorec_fast.ops.propagate import propagate_cpu
@@ -44,6 +43,7 @@ def check(graph, inputs, **options):
     check_against_reference(joined(propagate, graph, **options), joined(reference, graph, **options), inputs)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [1, 8, 16, 31, 32, 33, 48, 64, 65, 128, 129, 200, 512])
 def test_propagate_matches_reference_at_every_width(dim, dtype):
@@ -51,6 +51,7 @@ def test_propagate_matches_reference_at_every_width(dim, dtype):
     check(graph, tables(graph, dim, dtype))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("self_loops", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("combine", COMBINES, ids=str)
@@ -63,6 +64,7 @@ def test_propagate_matches_reference_in_every_form(combine, weighted, self_loops
     check(graph, tables(graph, 24, torch.bfloat16), combine=combine, self_loops=self_loops, keep_prob=0.5, seed=1)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize(
     "users, items, edges", [(1, 1, 1), (1, 50, 30), (300, 1, 200), (7, 5, 0), (0, 4, 0), (5, 0, 0)]
 )
@@ -224,11 +226,6 @@ def test_propagate_skips_what_is_not_wanted():
     from_user = propagate_cpu(user, None, graph.adjacency(), *options)
     zeros = propagate_cpu(user, torch.zeros_like(item), graph.adjacency(), *options)
     assert all(torch.equal(a, b) for a, b in zip(from_user, zeros, strict=True))
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_propagate_at_every_instruction_set(level):
-    rerun_at(level, __file__, "every_width", "every_form", "small_graphs")
 
 
 @pytest.mark.parametrize(

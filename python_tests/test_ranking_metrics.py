@@ -53,6 +53,7 @@ def test_ranking_metrics_hand_computed():
         assert got[name].item() == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("users, items, width", [(2, 30, 5), (129, 507, 20), (507, 60, 60), (300, 1100, 10)])
 def test_ranking_metrics_matches_reference(users, items, width):
     ranked, truth = case(users, items, width)
@@ -73,6 +74,7 @@ def test_ranking_metrics_matches_reference(users, items, width):
         assert got[f"{name}@{width}"].item() == pytest.approx(mean, rel=1e-5), name
 
 
+@pytest.mark.every_level
 def test_ranking_metrics_properties():
     ranked, truth = case(600, 200, 12)
     got = prorec_fast.ranking_metrics(ranked, truth, ks=(12, 3, 3))

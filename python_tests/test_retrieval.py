@@ -84,6 +84,7 @@ def test_whitening_refuses_what_is_no_component():
 # similar_users
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("users, dim, k", [(1, 4, 2), (129, 33, 10), (507, 384, 5)])
 def test_similar_users_matches_reference(users, dim, k):
     x = profiles(users, dim) * torch.logspace(-3, 3, users)[:, None]
@@ -124,6 +125,7 @@ def test_similar_users_of_some_users():
 # candidate_items
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("users, items, k", [(1, 5, 3), (129, 507, 10), (257, 5000, 4)])
 def test_candidate_items_matches_reference(users, items, k):
     graph = random_graph(users, items)
@@ -143,6 +145,7 @@ def test_candidate_items_hand_computed():
     assert counts.tolist() == [1, 2, 1, 2, 2, 2]
 
 
+@pytest.mark.every_level
 def test_pair_scores_matches_reference():
     graph = random_graph(100, 300)
     user, item = profiles(100, 37), profiles(300, 37)

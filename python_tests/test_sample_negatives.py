@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from processes import LEVELS, rerun_at
 
 from prorec_fast import BipartiteGraph, sample_negatives
 from prorec_fast.reference.philox import seed_tensor
@@ -24,6 +23,7 @@ def draws(graph, count, seed=0):
     return torch.randint(graph.num_users, (count,), generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("popularity", [0.0, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_sample_negatives_matches_reference(num, popularity):
@@ -150,11 +150,6 @@ def test_sample_negatives_compiles_and_registers():
     for options in ({}, {"popularity": 0.5}):
         want = sample_negatives(graph, users, 2, seed=3, **options)
         assert torch.equal(compiled(graph, users, 2, seed=3, **options), want)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_sample_negatives_at_every_instruction_set(level):
-    rerun_at(level, __file__, "matches_reference")
 
 
 @pytest.mark.parametrize(

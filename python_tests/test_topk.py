@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from helpers import assert_as_good_as_eager
-from processes import LEVELS, rerun_at
 
 import prorec_fast
 from prorec_fast import BipartiteGraph
-from prorec_fast._native import extension
 from prorec_fast.doctor.accuracy import ERROR_FLOOR
 from prorec_fast.reference.topk import topk as reference
 
@@ -40,6 +36,7 @@ def dense(rows: tuple[torch.Tensor, torch.Tensor], items: int) -> torch.Tensor:
     return BipartiteGraph.from_csr(*rows, items).to_sparse_csr().to_dense().bool()
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("k", [1, 20, 1000])
 @pytest.mark.parametrize("users, items, dim", [(1, 1, 8), (129, 507, 33), (507, 129, 16), (65, 4097, 8)])
 def test_topk_matches_reference_exactly(users, items, dim, k):
@@ -52,6 +49,7 @@ def test_topk_matches_reference_exactly(users, items, dim, k):
         assert torch.equal(scores.double(), want_scores)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("users, items, dim, k", [(129, 507, 32, 20), (33, 1291, 100, 50), (70, 300, 512, 300)])
 def test_topk_matches_reference(users, items, dim, k, dtype):
@@ -82,12 +80,7 @@ def test_topk_float64_keeps_its_precision():
     assert scores.dtype == torch.float64
 
 
-@pytest.mark.parametrize("level", [level for level in LEVELS if level != extension().isa()])
-def test_ranking_and_retrieval_at_every_instruction_set(level):
-    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("topk", "ranking_metrics", "retrieval")]
-    rerun_at(level, files, "matches_reference", "ties", "segments")
-
-
+@pytest.mark.every_level
 def test_topk_ties_go_to_the_lower_index():
     user = torch.ones(3, 4)
     scores, found = prorec_fast.topk(user, torch.ones(1000, 4), 300)
@@ -153,6 +146,7 @@ def test_topk_strided_and_detached():
     assert across.shape == (20, 7)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("users", [1, 3, 40, 700])
 def test_topk_does_not_depend_on_threads_or_segments(users):
     """Few users are ranked over several segments of the items; the lists must be those of one segment."""

@@ -100,10 +100,13 @@ TRAININGS = {
 
 
 def dataset(name: str, tiny: bool) -> Dataset:
-    """For the training `name`: of the folder PROREC_FAST_BENCH_DATA, else synthetic of Amazon-Book's size."""
+    """For the training `name`: the folder PROREC_FAST_BENCH_DATA, or where there are several sets in it its
+    amazon_book; else synthetic of Amazon-Book's size."""
     folder = os.environ.get("PROREC_FAST_BENCH_DATA")
-    data = prorec_fast.data.load(folder) if folder and not tiny else _synthetic(tiny)
-    return TRAININGS[name].prepare(data)
+    if tiny or not folder:
+        return TRAININGS[name].prepare(_synthetic(tiny))
+    one_of_several = Path(folder, "amazon_book")
+    return TRAININGS[name].prepare(prorec_fast.data.load(one_of_several if one_of_several.is_dir() else folder))
 
 
 def _synthetic(tiny: bool) -> Dataset:

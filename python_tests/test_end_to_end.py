@@ -87,6 +87,19 @@ def test_what_differs_is_noticed_before_it_is_timed(datasets, monkeypatch):
         assert_same_training("promax", datasets["promax"], "cpu")
 
 
+def test_data_of_a_training(tmp_path, monkeypatch):
+    from training_data import write_tiny
+    from trainings import dataset
+
+    write_tiny(tmp_path / "shop")
+    monkeypatch.setenv("PROREC_FAST_BENCH_DATA", str(tmp_path / "shop"))
+    assert dataset("promax", False).name == "shop" and dataset("promax", True).name == "synthetic"
+    assert dataset("promax", False).has_profiles and not dataset("mult_vae", False).has_profiles
+    write_tiny(tmp_path / "amazon_book", profiles=False)
+    monkeypatch.setenv("PROREC_FAST_BENCH_DATA", str(tmp_path))
+    assert dataset("promax", False).name == "amazon_book" and dataset("promax", False).has_profiles
+
+
 def test_batches_of_the_baseline(datasets):
     from baseline.batches import Rows, Triplets, users_with_edges
 

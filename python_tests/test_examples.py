@@ -39,10 +39,13 @@ def run(monkeypatch, script: Path, *arguments: str) -> None:
     runpy.run_path(str(script), run_name="__main__")
 
 
+def source(name: str) -> str:
+    return (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+
+
 def marked(name: str, mark: str) -> str:
     """The lines of a script between marks, each run of them moved to the left, with an empty line between two."""
-    text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
-    runs = re.findall(rf"^( *)# {mark}\n(.*?)^\1# up to here$", text, re.MULTILINE | re.DOTALL)
+    runs = re.findall(rf"^( *)# {mark}\n(.*?)^\1# up to here$", source(name), re.MULTILINE | re.DOTALL)
     return "\n\n".join(dedent(lines).strip() for _, lines in runs)
 
 
@@ -55,6 +58,9 @@ def test_the_readme_shows_the_lines_of_every_script():
     for name, part in zip(parts[::2], parts[1::2], strict=True):
         before, after, *_ = re.findall(r"^```python\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
         assert before.strip() == marked(name, "these lines:") and after.strip() == marked(name, "become:"), name
+    titles = [re.search(r'compare\("(.*?)"', source(name))[1] for name in SCRIPTS]
+    rows = re.findall(r"^\| \[(.*)\]\(benchmarks/examples/(\w+)\.py\) \|", section, re.MULTILINE)
+    assert rows == list(zip(titles, SCRIPTS, strict=True))
     imported = {}
     exec(re.search(r"^```python\n(.*?)^```$", introduction, re.MULTILINE | re.DOTALL)[1], imported)
     for name in SCRIPTS:
@@ -81,7 +87,7 @@ def test_before_and_after_agree(name, monkeypatch, capsys):
 def test_what_differs_is_never_timed(name, monkeypatch, capsys, tmp_path):
     right, wrong = WRONG[name]
     script = tmp_path / f"{name}.py"
-    text = (EXAMPLES / script.name).read_text(encoding="utf-8")
+    text = source(name)
     assert text.count(right) == 1
     script.write_text(text.replace(right, wrong), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"before and after differ by .*, which is more than"):

@@ -68,4 +68,4 @@ def build(at: Setting) -> tuple[Provider, Provider]:
 
 
 if __name__ == "__main__":
-    compare("a Mult-VAE's last layer and likelihood", build)
+    compare("A Mult-VAE's last layer and likelihood", build)

@@ -1,0 +1,99 @@
+"""The README's table of speeds, from a results file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from sizes import COMPILED, EAGER, OURS
+
+SIZE = "amazon_book"
+# {what two modes are called: the modes}: as a device comes, and as it serves everyone best.
+MODES = {
+    ("default", "tuned"): ("default", "tuned"),
+    ("called", "captured"): ("called, L2 flushed", "captured, L2 flushed"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """An operation's {provider: milliseconds} in the first mode and in the second, and {provider: MiB}."""
+
+    name: str
+    definition: str
+    first: dict[str, float]
+    second: dict[str, float]
+    extra_mib: dict[str, float]
+
+    def others(self, of: dict[str, float], compiled: bool) -> dict[str, float]:
+        """What is neither the definition nor ours: torch.compile's forms, or all but those."""
+        names = [name for name in of if name != self.definition and not name.startswith(OURS)]
+        return {name: of[name] for name in names if compiled == (COMPILED in name)}
+
+
+def called(content: dict[str, Any]) -> tuple[str, str]:
+    """What the modes of a results file are called."""
+    timed = {mode for case in content.get("cases", {}).values() for mode in case.get("modes", ())}
+    return next((names for names, modes in MODES.items() if timed.issuperset(modes)), ("default", "tuned"))
+
+
+def rows(content: dict[str, Any]) -> list[Row]:
+    """Of the cases at Amazon-Book's size in float32: with a backward pass where that was timed."""
+    chosen: dict[tuple[str, str], dict[str, Any]] = {}
+    for case in content.get("cases", {}).values():
+        if "failed" not in case and (case["size"], case["precision"]) == (SIZE, "float32"):
+            key = case["operation"], case["variant"]
+            if key not in chosen or case["pass"] == "forward+backward":
+                chosen[key] = case
+    found = []
+    for (operation, variant), case in chosen.items():
+        first, second = (
+            {provider: times["median_ms"] for provider, times in case["modes"].get(mode, {}).items()}
+            for mode in MODES[called(content)]
+        )
+        definition = next(iter(first), OURS)
+        if OURS in first and OURS in second and definition != OURS:
+            name = f"`{operation}`" if operation.isidentifier() else operation
+            name += f", {variant}" if variant else ""
+            found.append(Row(name, definition, first, second, case.get("extra_mib", {})))
+    return found
+
+
+def table(content: dict[str, Any]) -> list[str]:
+    first, second = called(content)
+    both = f"{first} / {second}"
+    lines = [
+        f"| | eager: {both} | best stock form, {second} | ours: {both} | ratio: {both} / stock |",
+        "|---" * 5 + "|",
+    ]
+    for row in rows(content):
+        eager, ours = ([times.get(name) for times in (row.first, row.second)] for name in (row.definition, OURS))
+        stock = {**row.others(row.second, True), **row.others(row.second, False)}
+        best = min(stock, key=stock.__getitem__, default=None)
+        ratios = [None if time is None else time / own for time, own in zip(eager, ours, strict=True)]
+        ratios += [stock[best] / ours[1]] if best else []
+        cells = (
+            row.name,
+            f"{'' if row.definition == EAGER else f'{row.definition} '}{durations(eager)}",
+            f"{best} {durations([stock[best]])}" if best else "",
+            durations(ours),
+            " / ".join(map(two_digits, ratios)),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def durations(milliseconds: list[float | None]) -> str:
+    """In one unit for all of them."""
+    in_seconds = max(ms for ms in milliseconds if ms is not None) >= 5000
+    scaled = [ms / 1e3 if in_seconds and ms is not None else ms for ms in milliseconds]
+    return f"{' / '.join(map(two_digits, scaled))} {'s' if in_seconds else 'ms'}"
+
+
+def two_digits(value: float | None) -> str:
+    """Two significant digits, and all before the point; a dash for None."""
+    if value is None:
+        return "-"
+    digits = 1 - math.floor(math.log10(float(f"{value:.2g}"))) if value > 0 else 0
+    return f"{value:.{max(0, digits)}f}"

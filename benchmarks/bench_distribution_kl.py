@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
-from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, assert_agree, compiled, loss_and_gradients
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled, loss_and_gradients
 
 from prorec_fast import losses
 from prorec_fast.reference.distribution_kl import distribution_kl as reference
+from prorec_fast.reference.distribution_kl import entropy, scores
 
 CHUNKED = "eager, in chunks of rows"
 COMPILED_LSE = "torch.compile, lse - u.(P I)"
@@ -33,17 +33,16 @@ def providers(
 
     def chunked():
         """What is left where no users x items matrix fits: the gradients of one chunk of rows after another."""
-        total, grads = 0.0, [torch.zeros_like(t) for t in (user, item)]
+        total, grads = 0.0, [torch.zeros_like(t) for t in (user, item)] if backward else []
         for rows in users.split(CHUNK):
-            loss = reference(user, item, *teacher_tables, users=rows, reduction="sum", **options) / len(users)
+            with torch.set_grad_enabled(backward):
+                loss = reference(user, item, *teacher_tables, users=rows, reduction="sum", **options) / len(users)
             total = total + loss.detach()
-            for grad, part in zip(grads, torch.autograd.grad(loss, [user, item]), strict=True):
+            for grad, part in zip(grads, torch.autograd.grad(loss, [user, item]) if backward else (), strict=True):
                 grad += part
         return [total, *grads]
 
-    found = {EAGER: loss_and_gradients(eager, [user, item], backward)}
-    if backward:
-        found[CHUNKED] = chunked
+    found = {EAGER: loss_and_gradients(eager, [user, item], backward), CHUNKED: chunked}
     if at.exact:
         return found
     teacher = losses.TeacherDistribution(*teacher_tables)
@@ -60,8 +59,26 @@ def providers(
                 lambda stock=stock, rows=teacher_rows: stock(user, item, users, *rows), [user, item], backward
             )
     if divergence == "kl" and weighting == "none":
-        found[LIGER] = _liger(user, item, users, teacher_tables, backward)
+        found[LIGER] = _liger(at, user, item, users, teacher_tables, backward)
     return found
+
+
+def teacher_providers(at: Setting = AMAZON_BOOK):
+    """What is kept of the teacher: the log-sum-exp and the entropy of every user's row."""
+    tables = at.table(at.num_users, 3).detach(), at.table(at.num_items, 4).detach()
+
+    def eager(rows_at_once: int = 1024):
+        parts = []
+        for rows in tables[0].split(rows_at_once):
+            t = scores(rows, tables[1], TAU, True)
+            parts.append((t.logsumexp(1), entropy(t.log_softmax(1))))
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def ours():
+        teacher = losses.TeacherDistribution(*tables)
+        return [teacher.lse, teacher.entropy]
+
+    return {EAGER: eager, OURS: ours, COMPILED: compiled(eager)}
 
 
 def _scores(x, y):
@@ -81,8 +98,10 @@ def _lse_form(user, item, users, teacher_user, teacher_item, teacher_lse, weight
     return (weight * ((x @ y.T / TAU).logsumexp(1) - (x * (p @ y)).sum(1) / TAU)).mean()
 
 
-def _liger(user, item, users, teacher_tables, backward):
+def _liger(at, user, item, users, teacher_tables, backward):
     """Its fused linear Jensen-Shannon divergence, which at beta 0 is KL(teacher || student)."""
+    if at.device == "cpu":
+        return Unavailable("its kernels need a CUDA device")
     try:
         from liger_kernel.transformers import LigerFusedLinearJSD
     except ImportError as error:
@@ -94,20 +113,3 @@ def _liger(user, item, users, teacher_tables, backward):
         return loss(F.normalize(user[users]), F.normalize(item), teacher_user, teacher_item, None)
 
     return loss_and_gradients(run, [user, item], backward)
-
-
-def work(at: Setting, backward: bool = True, **_) -> tuple[int, int]:
-    """FLOP and least bytes: scores of both tables, and for gradients the student's again and two products with rows."""
-    pairs = at.distinct_users * at.num_items
-    size = 2 if at.precision == "bfloat16" else 4
-    read = 2 * (at.distinct_users + at.num_items) * at.dim * size
-    written = (at.num_users + at.num_items) * at.dim * size if backward else 0
-    return pairs * at.dim * (10 if backward else 4), read + written
-
-
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("provider", [EAGER, COMPILED, COMPILED_LSE, OURS])
-def test_distribution_kl(benchmark, provider, backward):
-    found = providers(backward=backward)
-    assert_agree({name: found[name] for name in (EAGER, provider)})
-    benchmark(found[provider])

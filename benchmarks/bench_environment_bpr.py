@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import pytest
 import torch
-from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, assert_agree, compiled, loss_and_gradients
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, compiled, loss_and_gradients
 
 from prorec_fast import losses
 from prorec_fast.reference.environment_bpr import environment_bpr as reference
@@ -29,11 +28,3 @@ def providers(at: Setting = AMAZON_BOOK, backward: bool = True, profiles: int = 
         COMPILED: total(compiled(reference)),
     }
     return {name: loss_and_gradients(loss, inputs, backward) for name, loss in found.items()}
-
-
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("provider", [EAGER, COMPILED, OURS])
-def test_environment_bpr(benchmark, provider, backward):
-    found = providers(backward=backward)
-    assert_agree({name: found[name] for name in (EAGER, provider)})
-    benchmark(found[provider])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from bench_sample_negatives import rejection
 from sizes import AMAZON_BOOK, OURS, Setting
@@ -72,10 +71,3 @@ def check(at: Setting, batches) -> None:
     user, positive, negative = (torch.cat(column) for column in zip(*batches, strict=True))
     assert torch.equal((user * graph.num_items + positive).sort().values, edges.sort().values)
     assert not torch.isin(user * graph.num_items + negative, edges).any()
-
-
-@pytest.mark.parametrize("provider", [FIELD, NUMPY, OURS])
-def test_epoch(benchmark, provider):
-    run = providers()[provider]
-    check(AMAZON_BOOK, run())
-    benchmark(run)

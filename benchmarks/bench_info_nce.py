@@ -1,45 +1,75 @@
 from __future__ import annotations
 
-import pytest
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, assert_agree, compiled, loss_and_gradients
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled, loss_and_gradients
 
 from prorec_fast import losses
 from prorec_fast.reference.info_nce import cross_view_info_nce, info_nce
 
 LINEAR_CROSS_ENTROPY = "F.linear_cross_entropy"
 LIGER = "Liger-Kernel"
+CUT_CROSS_ENTROPY = "cut-cross-entropy"
 TAU = 0.2
 
 
 def providers(at: Setting = AMAZON_BOOK, backward: bool = True, eps: float = 1e-5):
-    """The self-supervised reshaping of one step: users, items and both crossings of two views, four blocks. Without
-    eps a block is the cross entropy of a linear layer, so libraries that fuse those can do it."""
+    """The self-supervised reshaping of one step: users, items and both crossings of two views, four blocks."""
+
+    def blocks(nce, cross_view, views, users, items):
+        user, item, other_user, other_item = views
+        distinct_users, distinct_items = users.unique(), items.unique()
+        return lambda: (
+            nce(user, other_user, rows=distinct_users, eps=eps)
+            + nce(item, other_item, rows=distinct_items, eps=eps)
+            + cross_view(*views, users=users, items=items)
+        )
+
+    return _providers(at, backward, blocks, plain=not eps)
+
+
+def nce_providers(at: Setting = AMAZON_BOOK, backward: bool = True):
+    """One block: the batch's users in two views."""
+
+    def block(nce, cross_view, views, users, items):
+        rows = users.unique()
+        return lambda: nce(views[0], views[2], rows=rows, eps=0.0)
+
+    return _providers(at, backward, block, only=slice(0, None, 2))
+
+
+def cross_view_providers(at: Setting = AMAZON_BOOK, backward: bool = True):
+    """Two blocks: each view's users against the other's items."""
+
+    def blocks(nce, cross_view, views, users, items):
+        return lambda: cross_view(*views, users=users, items=items)
+
+    return _providers(at, backward, blocks)
+
+
+def _providers(at: Setting, backward: bool, blocks, only: slice = slice(None), plain: bool = True):
+    """Where losses are `plain`, without eps, a block is the cross entropy of a linear layer, so libraries that fuse
+    those can do it. `only` says which of the views there are gradients of."""
     user, item = at.table(at.num_users, 1), at.table(at.num_items, 2)
     other_user, other_item = (t.detach() + 0.1 * at.table(len(t), 3).detach() for t in (user, item))
-    inputs = [user, item, other_user.requires_grad_(), other_item.requires_grad_()]
+    views = [user, item, other_user.requires_grad_(), other_item.requires_grad_()]
     users, items = at.batch_of(at.num_users, at.distinct_users, 5), at.batch_of(at.num_items, at.distinct_items, 6)
-    distinct_users, distinct_items = users.unique(), items.unique()
 
-    def blocks(nce, cross_view):
-        def run():
-            return (
-                nce(user, inputs[2], rows=distinct_users, eps=eps)
-                + nce(item, inputs[3], rows=distinct_items, eps=eps)
-                + cross_view(user, item, inputs[2], inputs[3], users=users, items=items)
-            )
+    def loss(*forms):
+        return blocks(*forms, views, users, items)
 
-        return run
-
-    eager = blocks(info_nce, cross_view_info_nce)
-    found = {EAGER: eager, OURS: blocks(losses.info_nce, losses.cross_view_info_nce), COMPILED: compiled(eager)}
-    if not eps:
-        for name, library in ((LINEAR_CROSS_ENTROPY, _linear_cross_entropy()), (LIGER, _liger())):
-            found[name] = library if isinstance(library, Unavailable) else blocks(*_as_blocks(library))
+    eager = loss(info_nce, cross_view_info_nce)
+    found = {EAGER: eager, OURS: loss(losses.info_nce, losses.cross_view_info_nce), COMPILED: compiled(eager)}
+    if plain and not at.exact:
+        libraries = {
+            LINEAR_CROSS_ENTROPY: _linear_cross_entropy(), LIGER: _liger(at), CUT_CROSS_ENTROPY: _cut_cross_entropy(at)
+        }  # fmt: skip
+        found |= {n: f if isinstance(f, Unavailable) else loss(*_as_blocks(f)) for n, f in libraries.items()}
     return {
-        name: loss if isinstance(loss, Unavailable) else loss_and_gradients(loss, inputs, backward)
-        for name, loss in found.items()
+        name: f if isinstance(f, Unavailable) else loss_and_gradients(f, views[only], backward)
+        for name, f in found.items()
     }
 
 
@@ -66,7 +96,9 @@ def _linear_cross_entropy():
     return lambda x, y, targets: F.linear_cross_entropy(x, y, targets, options=options)
 
 
-def _liger():
+def _liger(at: Setting):
+    if at.device == "cpu":
+        return Unavailable("its kernels need a CUDA device")
     try:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
     except ImportError as error:
@@ -75,18 +107,11 @@ def _liger():
     return lambda x, y, targets: loss(y, x, targets)
 
 
-def work(at: Setting, backward: bool = True, **_) -> tuple[int, int]:
-    """FLOP and least bytes, equal rows of the batch counted once."""
-    u, i = at.distinct_users, at.distinct_items
-    pairs = u * u + i * i + 2 * u * i
-    size = 2 if at.precision == "bfloat16" else 4
-    read, written = 2 * (u + i) * at.dim * size, 2 * (at.num_users + at.num_items) * at.dim * size
-    return pairs * at.dim * (8 if backward else 2), read + (written if backward else 0)
-
-
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("provider", [EAGER, COMPILED, OURS])
-def test_info_nce(benchmark, provider, backward):
-    found = providers(backward=backward)
-    assert_agree({name: found[name] for name in (EAGER, provider)})
-    benchmark(found[provider])
+def _cut_cross_entropy(at: Setting):
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError as error:
+        return Unavailable(f"not importable ({error})")
+    if at.device == "cpu":  # its form for torch.compile, which writes the logits out
+        return partial(linear_cross_entropy, impl="torch_compile")
+    return partial(linear_cross_entropy, filter_eps=None)  # every gradient, however small

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import pytest
 import torch
-from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Provider, Setting, assert_agree, compiled
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Provider, Setting, compiled
 
 from prorec_fast import losses
 from prorec_fast.reference.mix_environments import mix_environments as reference
@@ -34,11 +33,3 @@ def providers(at: Setting = AMAZON_BOOK, backward: bool = True, profiles: int = 
         return run
 
     return {name: provider(mix) for name, mix in found.items()}
-
-
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("provider", [EAGER, COMPILED, MATMUL, OURS])
-def test_mix_environments(benchmark, provider, backward):
-    found = providers(backward=backward)
-    assert_agree({name: found[name] for name in (EAGER, provider)})
-    benchmark(found[provider])

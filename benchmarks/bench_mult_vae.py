@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import pytest
 import torch
-from sizes import AMAZON_BOOK, EAGER, OURS, Provider, Setting, assert_agree
+from sizes import AMAZON_BOOK, EAGER, OURS, Provider, Setting
 from torch import Tensor
 from torch.nn.functional import dropout, linear, log_softmax, normalize
 
@@ -79,10 +78,3 @@ def providers(at: Setting = AMAZON_BOOK) -> dict[str, Provider]:
     fused = {"fused": True, "capturable": at.device == "cuda"}
     found[OURS] = step(list(model.parameters()), lambda: sum(model.loss_terms(users).values()), **fused)
     return found
-
-
-@pytest.mark.parametrize("provider", [EAGER, OURS])
-def test_mult_vae(benchmark, provider):
-    found = providers(replace(AMAZON_BOOK, batch=1024))
-    assert_agree(found)
-    benchmark(found[provider])

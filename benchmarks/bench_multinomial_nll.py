@@ -2,10 +2,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
 import torch
 import torch.nn.functional as F
-from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, assert_agree, compiled, loss_and_gradients
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, compiled, loss_and_gradients
 from torch.utils.checkpoint import checkpoint
 
 from prorec_fast import losses
@@ -59,18 +58,3 @@ def _checkpointed(inputs, position, column):
         return torch.stack(parts).sum() / batch
 
     return loss
-
-
-def work(at: Setting, backward: bool = True, **_) -> tuple[int, int]:
-    """FLOP and least bytes."""
-    size = 2 if at.precision == "bfloat16" else 4
-    tables = (at.batch + at.num_items) * at.dim * size
-    return 2 * at.batch * at.num_items * at.dim * (3 if backward else 1), tables * (2 if backward else 1)
-
-
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("provider", [EAGER, COMPILED, OURS])
-def test_multinomial_nll(benchmark, provider, backward):
-    found = providers(backward=backward)
-    assert_agree({name: found[name] for name in (EAGER, provider)})
-    benchmark(found[provider])

@@ -5,12 +5,11 @@ The eager forms are those of the authors' released code: the MLP runs over all u
 
 from __future__ import annotations
 
-import pytest
 import torch
 from bench_propagate import LAYERS
 from bench_ranking_metrics import KS, measures
 from bench_step import REG, coo_propagation
-from sizes import AMAZON_BOOK, EAGER, OURS, Provider, Setting, assert_agree, loss_and_gradients
+from sizes import AMAZON_BOOK, EAGER, OURS, Provider, Setting, loss_and_gradients
 from torch import Tensor
 from torch.nn.functional import leaky_relu, linear
 
@@ -206,14 +205,3 @@ def evaluation_providers(at: Setting = AMAZON_BOOK):
         return [measure[OURS](items)]
 
     return {ONCE: lambda: eager(True), REPEATED: lambda: eager(False), OURS: ours}
-
-
-@pytest.mark.parametrize(
-    "providers", [head_providers, uniformity_providers, step_providers, evaluation_providers],
-    ids=["head", "uniformity", "step", "evaluation"],
-)  # fmt: skip
-@pytest.mark.parametrize("number", [0, -1], ids=["eager", "ours"])
-def test_proex(benchmark, providers, number):
-    found = providers()
-    assert_agree(found, tolerance=1e-3)
-    benchmark(found[list(found)[number]])

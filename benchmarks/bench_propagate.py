@@ -1,21 +1,20 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from importlib.util import find_spec
 
-import pytest
 import torch
-from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, assert_agree, compiled
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled
 
 from prorec_fast import BipartiteGraph, propagate
 from prorec_fast.reference.propagate import propagate as reference
 
-COO = "COO, uncoalesced"
+COO, CSR, SCIPY = "COO, uncoalesced", "CSR", "scipy.sparse"
 LAYERS = 3
 
 
 def csr_provider(at: Setting) -> str:
     """The name of torch's CSR product: the vendor's library."""
-    return "CSR (cuSPARSE)" if at.device == "cuda" else "CSR (MKL)"
+    return f"{CSR} (cuSPARSE)" if at.device == "cuda" else f"{CSR} (MKL)"
 
 
 def enriched(at: Setting) -> BipartiteGraph:
@@ -54,6 +53,19 @@ def csr_adjacency(graph: BipartiteGraph, dtype: torch.dtype) -> torch.Tensor:
     indices = torch.cat([graph.user_indices + graph.num_users, graph.item_indices])
     size = (graph.num_users + graph.num_items,) * 2
     return torch.sparse_csr_tensor(indptr, indices, torch.cat(values), size, check_invariants=False)
+
+
+class ScipyProduct:
+    """SciPy's product of such a matrix, on one thread."""
+
+    def __init__(self, csr: torch.Tensor) -> None:
+        from scipy.sparse import csr_matrix
+
+        parts = (t.numpy() for t in (csr.values(), csr.col_indices(), csr.crow_indices()))
+        self.matrix = csr_matrix(tuple(parts), csr.shape)
+
+    def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.matrix @ x.detach().numpy())
 
 
 class SymmetricProduct(torch.autograd.Function):
@@ -104,30 +116,20 @@ def providers(at: Setting = AMAZON_BOOK, backward: bool = True, both: bool = Fal
         adjacency = csr_adjacency(graph, inputs[0].dtype)
         return lambda user, item: stacked(lambda x: SymmetricProduct.apply(adjacency, x), user, item)
 
+    def scipy(graph):
+        product = ScipyProduct(csr_adjacency(graph, inputs[0].dtype))
+        return lambda user, item: stacked(lambda x: SymmetricProduct.apply(product, x), user, item)
+
     def ours(graph):
         return lambda user, item: propagate(graph, user, item, LAYERS)
 
     forms = {EAGER: eager, OURS: ours, csr_provider(at): csr, COO: coo, COMPILED: lambda graph: compiled(eager(graph))}
-    return {name: runner(*map(form, graphs)) for name, form in forms.items()}
+    found = {name: runner(*map(form, graphs)) for name, form in forms.items()}
+    why = _no_scipy(at)
+    return {**found, SCIPY: Unavailable(why) if why else runner(*map(scipy, graphs))}
 
 
-def large_providers(at: Setting, backward: bool = True):
-    """Where a row for every edge does not fit: the vendor's product, in float64 the definition, and ours."""
-    found = providers(at, backward)
-    return {name: found[name] for name in (csr_provider(at), OURS)}
-
-
-def work(at: Setting, backward: bool = True, both: bool = False) -> tuple[int, int]:
-    """FLOP, and the bytes of the rows gathered for every edge."""
-    edges = at.graph().num_edges + (enriched(at).num_edges if both else 0)
-    rows = 2 * edges * LAYERS * (2 if backward else 1)
-    return 2 * rows * at.dim, rows * at.dim * (2 if at.precision == "bfloat16" else 4)
-
-
-@pytest.mark.parametrize("dim", [32, 64, 128])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("provider", [EAGER, COMPILED, COO, csr_provider(AMAZON_BOOK), OURS])
-def test_propagate(benchmark, provider, backward, dim):
-    found = providers(replace(AMAZON_BOOK, dim=dim), backward)
-    assert_agree({name: found[name] for name in (EAGER, provider)})
-    benchmark(found[provider])
+def _no_scipy(at: Setting) -> str:
+    if at.device != "cpu" or at.precision == "bfloat16":
+        return "timed on a CPU in float32"
+    return "" if find_spec("scipy") else "not importable (No module named 'scipy')"

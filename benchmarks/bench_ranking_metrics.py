@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import pytest
 import torch
-from bench_topk import STOCK, rankers, work
-from sizes import AMAZON_BOOK, EAGER, OURS, Setting, assert_agree
+from bench_topk import STOCK, rankers
+from sizes import AMAZON_BOOK, EAGER, OURS, Setting
 
 import prorec_fast
 from prorec_fast.reference.ranking_metrics import ranking_metrics as reference
 from prorec_fast.reference.topk import row_entries
-
-__all__ = ["evaluation_providers", "providers", "work"]
 
 KS = (10, 20)
 
@@ -42,17 +39,3 @@ def evaluation_providers(at: Setting = AMAZON_BOOK):
     rank, measure = rankers(at, max(KS)), measures(at)
     pairs = {STOCK: (rank[STOCK], measure[EAGER]), OURS: (rank[OURS], measure[OURS])}
     return {name: lambda pair=pair: [pair[1](pair[0]()[1])] for name, pair in pairs.items()}
-
-
-@pytest.mark.parametrize("provider", [EAGER, OURS])
-def test_ranking_metrics(benchmark, provider):
-    found = providers()
-    assert_agree(found)
-    benchmark(found[provider])
-
-
-@pytest.mark.parametrize("provider", [STOCK, OURS])
-def test_evaluation(benchmark, provider):
-    found = evaluation_providers()
-    assert_agree(found, tolerance=1e-3)  # where two scores differ by a rounding, either may come first
-    benchmark(found[provider])

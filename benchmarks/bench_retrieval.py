@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-import pytest
+import numpy as np
+import torch
 import torch.nn.functional as F
 from bench_topk import STOCK
-from sizes import AMAZON_BOOK, EAGER, OURS, Setting, assert_agree
+from sizes import AMAZON_BOOK, EAGER, OURS, Setting, Unavailable
 
 from prorec_fast import retrieval
 from prorec_fast.ops.pair_scores import pair_scores
 from prorec_fast.reference.candidate_items import candidate_items as candidate_items_reference
 from prorec_fast.reference.pair_scores import pair_scores as pair_scores_reference
 
+SCIPY = "scipy.sparse"
 SIMILAR = 10
 
 
@@ -26,36 +28,54 @@ def similar_users_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
     return {name: lambda run=run: [(unit[run()] @ unit[:, :, None])[:, :, 0]] for name, run in found.items()}
 
 
+def similar_to(at: Setting) -> torch.Tensor:
+    """Some other users of every user."""
+    apart = at.distinct(at.num_users - 1, SIMILAR, 8) + 1
+    return (torch.arange(at.num_users, device=at.device)[:, None] + apart) % at.num_users
+
+
+def candidates(at: Setting):
+    return retrieval.candidate_items(at.graph(), similar_to(at))
+
+
 def candidate_items_providers(at: Setting = AMAZON_BOOK):
     """Exact. The sizes depend on the contents, so torch.compile has nothing to fuse."""
-    graph = at.graph()
-    similar = retrieval.similar_users(at.table(at.num_users, 1).detach(), SIMILAR)
+    graph, similar = at.graph(), similar_to(at)
     return {
         EAGER: lambda: list(candidate_items_reference(*graph.csr(), at.num_items, similar)),
         OURS: lambda: list(retrieval.candidate_items(graph, similar)),
+        SCIPY: _scipy(at, similar),
     }
+
+
+def _scipy(at: Setting, similar: torch.Tensor):
+    """The same as a product of two sparse matrices, without the entries of the second."""
+    if at.device != "cpu":
+        return Unavailable("timed on a CPU")
+    try:
+        from scipy.sparse import csr_matrix
+    except ImportError as error:
+        return Unavailable(f"not importable ({error})")
+    indptr, indices = (t.numpy() for t in at.graph().csr())
+    own = csr_matrix((np.ones(len(indices), dtype=np.int32), indices, indptr), (at.num_users, at.num_items))
+    starts = np.arange(at.num_users + 1) * SIMILAR
+    alike = csr_matrix((np.ones(similar.numel(), dtype=np.int32), similar.flatten().numpy(), starts))
+
+    def run():
+        met = alike @ own
+        met = met - met.multiply(own)
+        met.eliminate_zeros()
+        met.sort_indices()
+        return [torch.from_numpy(t) for t in (met.indptr, met.indices, met.data)]
+
+    return run
 
 
 def pair_scores_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
     """The cosines of every user's candidates."""
     user, item = at.table(at.num_users, 1, dim).detach(), at.table(at.num_items, 2, dim).detach()
-    rows = candidate_items_providers(at)[OURS]()[:2]
+    rows = candidates(at)[:2]
     return {
         EAGER: lambda: [pair_scores_reference(user, item, *rows)],
         OURS: lambda: [pair_scores(user, item, *rows)],
     }
-
-
-@pytest.mark.parametrize("provider", [STOCK, OURS])
-def test_similar_users(benchmark, provider):
-    found = similar_users_providers()
-    assert_agree(found)
-    benchmark(found[provider])
-
-
-@pytest.mark.parametrize("op", [candidate_items_providers, pair_scores_providers])
-@pytest.mark.parametrize("provider", [EAGER, OURS])
-def test_candidates(benchmark, provider, op):
-    found = op()
-    assert_agree(found)
-    benchmark(found[provider])

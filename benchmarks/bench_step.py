@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from bench_propagate import LAYERS, coo_adjacency, enriched
-from sizes import AMAZON_BOOK, EAGER, OURS, Setting, assert_agree
+from sizes import AMAZON_BOOK, EAGER, OURS, Setting
 
 from prorec_fast import BipartiteGraph, losses, propagate
 from prorec_fast.ops.distinct import distinct
@@ -85,10 +84,3 @@ def providers(at: Setting = AMAZON_BOOK):
     layers = [lambda user, item, g=g: propagate(g, user, item, LAYERS, combine="sum") for g in graphs]
     found[OURS] = step(layers, losses.bpr, reshaping, fused=True, capturable=at.device == "cuda")
     return found
-
-
-@pytest.mark.parametrize("provider", [EAGER, OURS])
-def test_step(benchmark, provider):
-    found = providers()
-    assert_agree(found)
-    benchmark(found[provider])

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
-import pytest
-from sizes import AMAZON_BOOK, COMPILED, OURS, Setting, assert_agree, compiled
+import torch
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled
+from torch import Tensor
 
 import prorec_fast
 from prorec_fast.reference.topk import row_entries
+from prorec_fast.reference.topk import topk as reference
 
 STOCK = "mm + mask + torch.topk"
+IMPLICIT, FAISS = "implicit", "faiss"
 
 
 def rankers(at: Setting, k: int):
-    """{name: function that ranks all test users over all items without those of training}."""
+    """{name: function that ranks the test users over all items without those of training, or why there is none}."""
     user, item = at.table(at.num_users, 1).detach(), at.table(at.num_items, 2).detach()
     users, train = at.distinct(at.num_users, at.test_users), at.graph()
     masked = row_entries(*train.csr(), users)  # the stock form's index is made outside of its time
@@ -22,26 +23,69 @@ def rankers(at: Setting, k: int):
         scores[masked] = float("-inf")
         return scores.topk(k)
 
+    def eager():
+        return reference(user, item, k, exclude=train.csr(), users=users)
+
     def ours():
         return prorec_fast.topk(user, item, k, exclude=train, users=users)
 
-    return {STOCK: stock, OURS: ours, COMPILED: compiled(stock)}
+    found = {EAGER: eager, STOCK: stock, OURS: ours, COMPILED: compiled(stock)}
+    for name, library in ((IMPLICIT, _implicit), (FAISS, _faiss)):
+        if at.device != "cpu" or at.precision == "bfloat16":
+            found[name] = Unavailable("timed on a CPU in float32")
+        else:
+            found[name] = library(user, item, users, masked, k)
+    return found
+
+
+def _implicit(user: Tensor, item: Tensor, users: Tensor, masked: tuple[Tensor, Tensor], k: int):
+    """Its ranking for a model's users, the items that they have left out by itself."""
+    try:
+        from implicit.cpu.topk import topk
+        from scipy.sparse import csr_matrix
+    except ImportError as error:
+        return Unavailable(f"not importable ({error})")
+    rows, columns = (t.numpy() for t in masked)
+    own = csr_matrix((torch.ones(len(rows)).numpy(), (rows, columns)), (len(users), len(item)))
+
+    def run():
+        items, scores = topk(
+            item.numpy(), user[users].numpy(), k, filter_query_items=own, num_threads=torch.get_num_threads()
+        )
+        return torch.from_numpy(scores), torch.from_numpy(items)
+
+    return run
+
+
+def _faiss(user: Tensor, item: Tensor, users: Tensor, masked: tuple[Tensor, Tensor], k: int):
+    """Its exact search, which leaves nothing out for one user alone: asked for as many more as a user has at most, of
+    which the user's own are dropped afterwards."""
+    try:
+        import faiss
+    except ImportError as error:
+        return Unavailable(f"not importable ({error})")
+    num_items = len(item)
+    rows, columns = masked
+    own = (rows * num_items + columns).sort().values
+    wanted = min(num_items, k + int(torch.bincount(rows).max()))
+
+    def run():
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        index = faiss.IndexFlatIP(item.size(1))
+        index.add(item.numpy())
+        scores, items = map(torch.from_numpy, index.search(user[users].numpy(), wanted))
+        keys = torch.arange(len(users))[:, None] * num_items + items
+        place = torch.searchsorted(own, keys).clamp_max_(len(own) - 1)
+        kept = own[place] != keys
+        first = (kept.cumsum(1) <= k) & kept  # k of every row
+        return scores[first].view(-1, k), items[first].view(-1, k)
+
+    return run
 
 
 def providers(at: Setting = AMAZON_BOOK, k: int = 20):
     """Scores only: where two scores differ by a rounding, either may come first."""
-    return {name: lambda rank=rank: [rank()[0]] for name, rank in rankers(at, k).items()}
-
-
-def work(at: Setting, **_) -> tuple[int, int]:
-    """FLOP of the scores, and the bytes of both tables."""
-    size = 2 if at.precision == "bfloat16" else 4
-    return 2 * at.test_users * at.num_items * at.dim, (at.test_users + at.num_items) * at.dim * size
-
-
-@pytest.mark.parametrize("dim, k", [(32, 20), (32, 100), (64, 20), (384, 20)])
-@pytest.mark.parametrize("provider", [STOCK, COMPILED, OURS])
-def test_topk(benchmark, provider, dim, k):
-    found = providers(replace(AMAZON_BOOK, dim=dim), k)
-    assert_agree({name: found[name] for name in (STOCK, provider)})
-    benchmark(found[provider])
+    return {
+        name: rank if isinstance(rank, Unavailable) else (lambda rank=rank: [rank()[0]])
+        for name, rank in rankers(at, k).items()
+    }

@@ -1,20 +1,22 @@
-"""What compare.py times, and one case's measurement."""
+"""What is timed. A cell is a case at one size, in one pass and one precision; measure.py measures it."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
+import inspect
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
-import torch
 from bench_distribution_kl import CHUNKED
-from sizes import AMAZON_BOOK, OURS, TINY, Provider, Setting, Unavailable, difference, precision
-from timing import DeviceClock, WallClock, extra_memory, first_line, summary, time_providers
+from bench_propagate import CSR
+from sizes import SIZES, TINY, Provider, Setting, Unavailable
+from work import WORK, Calls
 
-TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
 EVERY_PRECISION = ("float32", "tf32", "bfloat16")
+WIDE_AND_NARROW = ("float32", "bfloat16")
+FORWARD, BACKWARD = PASSES = ("forward", "forward+backward")
+PAPERS = ("amazon_book", "yelp", "steam")
+ONE = ("amazon_book",)
 MILLION = {"num_users": 4096, "num_items": 1_000_000, "dim": 64, "distinct_users": 4096}
 DECODER = {"batch": 1024, "dim": 600}  # the last layer of Mult-VAE
 HUNDRED_MILLION_EDGES = {
@@ -24,190 +26,175 @@ HUNDRED_MILLION_EDGES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A benchmark file's function, what it is called with, and in what precisions on a CUDA device.
+    """A benchmark file's function, what it is called with, and where it is timed.
 
     Attributes:
-        setting: fields that differ from Amazon-Book's.
+        operation: one of prorec_fast/costs.py, or something made of several.
+        variant: what it has of its own, beside the operation's usual options and sizes.
+        setting: fields that differ from the size's.
+        passes: those that there are.
+        precisions: on a CUDA device.
         compiled: whether torch.compile's providers are timed: a compilation takes many seconds.
         agree: whether providers give the same numbers; else the file's `check` looks at each one's.
         least_tolerance: where the precision's own is too narrow.
-        definition: the provider that gives the truth, in float64; by default the first.
+        instead: how the provider's name begins that gives the truth where the definition in float64 does not fit.
         cpu: whether it is timed on a CPU too.
         rounds: fewer than others, where a provider takes long.
         small: whether the inputs fit in a GPU's L2, so that it matters what is there.
     """
 
+    operation: str
     file: str
     function: str = "providers"
+    variant: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     setting: dict[str, Any] = field(default_factory=dict)
+    passes: tuple[str, ...] = PASSES
+    sizes: tuple[str, ...] = tuple(SIZES)
     precisions: tuple[str, ...] = ("float32",)
     compiled: bool = False
     agree: bool = True
     least_tolerance: float = 0.0
-    definition: str | None = None
+    instead: str | None = None
     cpu: bool = True
     rounds: int | None = None
     small: bool = True
 
+    @property
+    def name(self) -> str:
+        return f"{self.operation}, {self.variant}" if self.variant else self.operation
 
+
+def _variant(of: Case, variant: str, **fields: Any) -> Case:
+    return replace(of, variant=variant, **{"sizes": ONE, **fields})
+
+
+# Where two scores differ by a rounding, either may come first; where a hidden unit's input is a rounding away from 0,
+# its slope is one or the other: hence some tolerances.
+_SHAPING = Case("distribution_kl", "bench_distribution_kl", precisions=EVERY_PRECISION, compiled=True, instead=CHUNKED)
+_BLOCKS = Case(
+    "info_nce_blocks", "bench_info_nce", passes=PASSES[1:], sizes=PAPERS, precisions=EVERY_PRECISION, compiled=True
+)
+_PROPAGATE = Case("propagate", "bench_propagate", precisions=WIDE_AND_NARROW, instead=CSR)
+_ENVIRONMENTS = Case("environment_bpr", "bench_environment_bpr", precisions=WIDE_AND_NARROW, compiled=True)
+_DECODER = Case("multinomial_nll", "bench_multinomial_nll", setting=DECODER, precisions=EVERY_PRECISION, compiled=True)
+_STEP = {"passes": PASSES[1:], "sizes": PAPERS}
+_WHOLE = {"passes": PASSES[:1], "sizes": PAPERS}
 # Those with aims of their own come first: a device may not be at hand for long.
 # fmt: off
-CASES: dict[str, Case] = {
-    "distribution_kl": Case("bench_distribution_kl", precisions=EVERY_PRECISION, compiled=True),
-    "four InfoNCE blocks": Case("bench_info_nce", precisions=EVERY_PRECISION, compiled=True),
-    "propagate": Case("bench_propagate", precisions=("float32", "bfloat16")),
-    "propagate, both graphs": Case(
-        "bench_propagate", arguments={"both": True}, precisions=("float32", "bfloat16"), cpu=False
-    ),
-    "ProMax step": Case("bench_step", precisions=("float32", "tf32")),
-    "Mult-VAE step": Case("bench_mult_vae", setting={"batch": 1024}, precisions=("float32", "tf32")),
-    # Where two scores differ by a rounding, either may come first.
-    # Where a hidden unit's input is a rounding away from 0, its slope is one or the other.
-    "profile MLP": Case("bench_proex", "head_providers", least_tolerance=2e-3, rounds=5),
-    "profile MLP and its products": Case("bench_proex", "products_providers", agree=False),
-    "batch uniformity, 8 blocks": Case("bench_proex", "uniformity_providers"),
-    "ProEx step": Case("bench_proex", "step_providers", rounds=5),
-    "ProEx evaluation": Case("bench_proex", "evaluation_providers", least_tolerance=1e-3, rounds=3),
-    "full-ranking evaluation": Case(
-        "bench_ranking_metrics", "evaluation_providers", precisions=EVERY_PRECISION, least_tolerance=1e-3
-    ),
-    "topk": Case("bench_topk", precisions=EVERY_PRECISION, compiled=True, cpu=False),
-    "an epoch's negatives": Case("bench_sample_negatives", cpu=False),
-    "an epoch's negatives and batches": Case("bench_epoch", agree=False),
-    "distribution_kl, 4096 x 1 million, d 64": Case(
-        "bench_distribution_kl", setting=MILLION, precisions=("tf32", "bfloat16"), definition=CHUNKED, cpu=False,
-        small=False,
-    ),
-    "propagate, 100 million edges, d 64": Case(
-        "bench_propagate", "large_providers", setting=HUNDRED_MILLION_EDGES, precisions=("float32", "bfloat16"),
-        cpu=False, small=False,
-    ),
-    "propagate forward": Case("bench_propagate", arguments={"backward": False}, cpu=False),
-    "distribution_kl, eps 1e-8": Case("bench_distribution_kl", arguments={"eps": 1e-8}, precisions=("float32", "tf32")),
-    "distribution_kl, kl, unweighted": Case(
-        "bench_distribution_kl", arguments={"divergence": "kl", "weighting": "none"}, precisions=EVERY_PRECISION,
-        cpu=False,
-    ),
-    "four InfoNCE blocks, eps 0": Case(
-        "bench_info_nce", arguments={"eps": 0.0}, precisions=EVERY_PRECISION, cpu=False
-    ),
-    "distribution_kl, d 64": Case("bench_distribution_kl", setting={"dim": 64}, precisions=EVERY_PRECISION),
-    "distribution_kl, d 128": Case("bench_distribution_kl", setting={"dim": 128}, precisions=EVERY_PRECISION),
-    "propagate, d 64": Case("bench_propagate", setting={"dim": 64}),
-    "propagate, d 128": Case("bench_propagate", setting={"dim": 128}),
-    "bpr": Case("bench_bpr", compiled=True),
-    "mix_environments": Case("bench_mix_environments", precisions=("float32", "bfloat16"), compiled=True),
-    "profile_contrast": Case("bench_profile_contrast", precisions=("float32", "bfloat16"), compiled=True),
-    "gaussian_kl": Case(
-        "bench_gaussian_kl", setting={"batch": 1024, "dim": 200}, precisions=("float32", "bfloat16"), compiled=True
-    ),
-    "multinomial_nll": Case(
-        "bench_multinomial_nll", setting=DECODER, precisions=EVERY_PRECISION, compiled=True
-    ),
-    "multinomial_nll, 200,000 items": Case(
-        "bench_multinomial_nll", setting=DECODER | {"num_items": 200_000}, precisions=EVERY_PRECISION, cpu=False,
-        small=False,
-    ),
-    "environment_bpr": Case("bench_environment_bpr", precisions=("float32", "bfloat16"), compiled=True),
-    "environment_bpr, d 64, K 8, E 8": Case(
-        "bench_environment_bpr", arguments={"profiles": 8, "environments": 8}, setting={"dim": 64}, compiled=True
-    ),
-}
+CASES: dict[str, Case] = {case.name: case for case in (
+    _SHAPING,
+    _BLOCKS,
+    _PROPAGATE,
+    _variant(_PROPAGATE, "both graphs", arguments={"both": True}, cpu=False),
+    Case("promax_step", "bench_step", precisions=("float32", "tf32"), **_STEP),
+    Case("mult_vae_step", "bench_mult_vae", setting={"batch": 1024}, precisions=("float32", "tf32"), **_STEP),
+    Case("profile_mlp", "bench_proex", "head_providers", least_tolerance=2e-3, rounds=5, **_STEP),
+    Case("profile_mlp", "bench_proex", "products_providers", "and its products", agree=False, passes=PASSES[1:],
+         sizes=ONE),
+    Case("batch_uniformity", "bench_proex", "uniformity_providers", **_STEP),
+    Case("proex_step", "bench_proex", "step_providers", rounds=5, **_STEP),
+    Case("proex_evaluation", "bench_proex", "evaluation_providers", least_tolerance=1e-3, rounds=3, **_WHOLE),
+    Case("evaluation", "bench_ranking_metrics", "evaluation_providers", precisions=EVERY_PRECISION,
+         least_tolerance=1e-3, **_WHOLE),
+    Case("topk", "bench_topk", passes=PASSES[:1], precisions=EVERY_PRECISION, compiled=True),
+    Case("sample_negatives", "bench_sample_negatives", passes=PASSES[:1]),
+    Case("sample_negatives", "bench_sample_negatives", "other_providers", "other samplers", agree=False,
+         passes=PASSES[:1], sizes=ONE),
+    Case("epoch_batches", "bench_epoch", agree=False, **_WHOLE),
+    _variant(_SHAPING, "4096 x 1 million, d 64", passes=PASSES[1:], setting=MILLION, precisions=("tf32", "bfloat16"),
+             compiled=False, cpu=False, small=False),
+    _variant(_PROPAGATE, "100 million edges, d 64", passes=PASSES[1:], setting=HUNDRED_MILLION_EDGES, cpu=False,
+             small=False),
+    _variant(_SHAPING, "eps 1e-8", arguments={"eps": 1e-8}, precisions=("float32", "tf32")),
+    _variant(_SHAPING, "kl, unweighted", arguments={"divergence": "kl", "weighting": "none"}, cpu=False),
+    _variant(_BLOCKS, "eps 0", arguments={"eps": 0.0}),
+    *(_variant(_SHAPING, f"d {dim}", setting={"dim": dim}, compiled=False) for dim in (64, 128)),
+    *(_variant(_PROPAGATE, f"d {dim}", setting={"dim": dim}, precisions=("float32",)) for dim in (64, 128)),
+    Case("teacher_distribution", "bench_distribution_kl", "teacher_providers", passes=PASSES[:1], sizes=PAPERS,
+         compiled=True),
+    Case("info_nce", "bench_info_nce", "nce_providers", precisions=EVERY_PRECISION, compiled=True),
+    Case("cross_view_info_nce", "bench_info_nce", "cross_view_providers", precisions=EVERY_PRECISION, compiled=True),
+    Case("bpr", "bench_bpr", compiled=True),
+    Case("mix_environments", "bench_mix_environments", precisions=WIDE_AND_NARROW, compiled=True),
+    Case("profile_contrast", "bench_profile_contrast", precisions=WIDE_AND_NARROW, compiled=True),
+    Case("gaussian_kl", "bench_gaussian_kl", setting={"batch": 1024, "dim": 200}, precisions=WIDE_AND_NARROW,
+         compiled=True),
+    _DECODER,
+    _variant(_DECODER, "200,000 items", setting=DECODER | {"num_items": 200_000}, cpu=False, small=False),
+    _ENVIRONMENTS,
+    _variant(_ENVIRONMENTS, "d 64, K 8, E 8", arguments={"profiles": 8, "environments": 8}, setting={"dim": 64},
+             precisions=("float32",)),
+    Case("ranking_metrics", "bench_ranking_metrics", passes=PASSES[:1]),
+    Case("candidate_items", "bench_retrieval", "candidate_items_providers", passes=PASSES[:1]),
+    Case("pair_scores", "bench_retrieval", "pair_scores_providers", passes=PASSES[:1]),
+    Case("similar_users", "bench_retrieval", "similar_users_providers", **_WHOLE),
+)}
 # fmt: on
 
 
-def settings(name: str, device: str, tiny: bool) -> dict[str, Setting]:
-    """{result's name: setting} of a case: on a CUDA device, and in a test, one for each precision."""
-    case = CASES[name]
-    base = TINY if tiny else replace(AMAZON_BOOK, **case.setting)
-    if device == "cpu" and not tiny:
-        return {name: base}
-    at = {p: replace(base, device=device, precision=p) for p in case.precisions}
-    return {name if p == "float32" else f"{name}, {p}": setting for p, setting in at.items()}
+@dataclass(frozen=True)
+class Cell:
+    """A case where it is timed; `size` is one of SIZES, or "tiny"."""
+
+    name: str
+    size: str
+    passing: str
+    precision: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def case(self) -> Case:
+        return CASES[self.name]
+
+    @property
+    def at(self) -> Setting:
+        base = TINY if self.size == "tiny" else replace(SIZES[self.size], **self.case.setting)
+        return replace(base, device=self.device, precision=self.precision)
+
+    @property
+    def label(self) -> str:
+        parts = (self.name, self.size, self.passing, self.precision.replace("float32", ""))
+        return ", ".join(filter(None, parts))
+
+    @property
+    def small(self) -> bool:
+        return self.case.small and self.size != "large"
+
+    @property
+    def calls(self) -> Calls | None:
+        """Those of operations with formulas; None where there is more to it."""
+        of = WORK.get(self.case.operation)
+        if of is None:
+            return None
+        known = inspect.signature(of).parameters
+        return of(self.at, **{key: value for key, value in self.case.arguments.items() if key in known})
+
+    def build(self, at: Setting) -> dict[str, Provider | Unavailable]:
+        """The providers, of which torch.compile's alone where the case says so."""
+        passing = {} if len(self.case.passes) == 1 else {"backward": self.passing == BACKWARD}
+        built = getattr(import_module(self.case.file), self.case.function)(at, **self.case.arguments, **passing)
+        return {name: run for name, run in built.items() if self.case.compiled or "torch.compile" not in name}
+
+    def small_build(self) -> dict[str, Provider | Unavailable]:
+        """The same for inputs that take no time."""
+        return self.build(replace(TINY, device=self.device, precision=self.precision))
 
 
-def measure(name: str, at: Setting, clock: WallClock | DeviceClock, rounds: int) -> dict[str, Any]:
-    """{"modes": {mode: {provider: times and rates}}, "extra_mib": {provider: ...}, "skipped": {provider: why}}."""
-    case = CASES[name]
-    build = getattr(import_module(case.file), case.function)
-    if case.compiled:
-        torch.compiler.reset()  # it gives up on a function that it has compiled in a few forms
-    with precision(at):
-        built = build(at, **case.arguments)
-        if not case.compiled:
-            built = {provider: run for provider, run in built.items() if "torch.compile" not in provider}
-        skipped = {provider: str(run) for provider, run in built.items() if isinstance(run, Unavailable)}
-        found = {provider: run for provider, run in built.items() if provider not in skipped}
-        accept = _acceptance(case, build, at)
-        found, wrong = _those_that_work(found, accept)
-        modes: dict[str, dict[str, dict]] = {}
-        rate = _rates(case, at)
-        for mode in clock.modes:
-            runs, unfit = clock.runs(mode, found)
-            runs, others = (runs, {}) if runs is found else _those_that_work(runs, accept)
-            times = time_providers(runs, clock, mode, min(rounds, case.rounds or rounds))
-            modes[mode] = {provider: {**summary(t), **rate(summary(t)["median_ms"])} for provider, t in times.items()}
-            skipped |= {f"{provider} [{mode}]": why for provider, why in (unfit | others).items()}
-        extra = {
-            provider: extra_memory(run, "cuda" if isinstance(clock, DeviceClock) else "cpu")
-            for provider, run in found.items()
-        }
-    extra_mib = {provider: size / 2**20 for provider, size in extra.items() if size is not None}
-    return {"modes": modes, "extra_mib": extra_mib, "skipped": skipped | wrong}
-
-
-def _acceptance(case: Case, build: Callable, at: Setting) -> Callable[[list], str]:
-    """A function that says what is wrong with a provider's results; "" where nothing is."""
-    if not case.agree:
-        check = import_module(case.file).check
-
-        def accept(results: list) -> str:
-            check(at, results)
-            return ""
-
-        return accept
-    exact = build(replace(at, exact=True), **case.arguments)
-    truth = [t.double() for t in exact[case.definition or next(iter(exact))]()]
-    tolerance = max(TOLERANCE[at.precision], case.least_tolerance)
-
-    def accept(results: list) -> str:
-        error = difference(results, truth)
-        return "" if error < tolerance else f"differs from the definition in float64 by {error:.2g}"
-
-    return accept
-
-
-def _those_that_work(
-    found: dict[str, Provider], accept: Callable[[list], str]
-) -> tuple[dict[str, Provider], dict[str, str]]:
-    """No speed on red. What is ours has to work; another provider is left out, and why is said."""
-    working, skipped = {}, {}
-    for name, run in found.items():
-        try:
-            problem = accept(run())
-        except torch.OutOfMemoryError as error:
-            problem = f"does not fit: {first_line(error)}"
-        except Exception as error:
-            if name.startswith(OURS):
-                raise
-            problem = first_line(error)
-        if not problem:
-            working[name] = run
-        elif name.startswith(OURS):
-            raise AssertionError(f"{name}: {problem}")
-        else:
-            skipped[name] = problem
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-    return working, skipped
-
-
-def _rates(case: Case, at: Setting) -> Callable[[float], dict[str, float]]:
-    """The work that has to be done over the time that it took, where the file counts it."""
-    work = getattr(import_module(case.file), "work", None)
-    if work is None:
-        return lambda milliseconds: {}
-    flop, size = work(at, **{key: value for key, value in case.arguments.items() if key in ("backward", "both")})
-    return lambda milliseconds: {"tflops": flop / milliseconds / 1e9, "gb_per_s": size / milliseconds / 1e6}
+def cells(
+    operations: list[str] | None = None, sizes: list[str] | None = None, passes: list[str] | None = None,
+    device: str = "cpu",
+) -> list[Cell]:  # fmt: skip
+    """All of some operations or cases, by default of all, at some sizes, by default Amazon-Book's, in some passes, by
+    default a case's last; in every precision on a CUDA device and at size "tiny"."""
+    found = []
+    for name, case in CASES.items():
+        if operations and not {name, case.operation} & set(operations):
+            continue
+        for size in sizes or ONE:
+            if size != "tiny" and (size not in case.sizes or (device == "cpu" and not case.cpu)):
+                continue
+            kinds = case.precisions if device == "cuda" or size == "tiny" else ("float32",)
+            which = [p for p in case.passes if p in passes] if passes else case.passes[-1:]
+            found += [Cell(name, size, p, kind, device) for p in which for kind in kinds]
+    return found

@@ -10,27 +10,36 @@ from timing import DeviceClock, WallClock, captured, median_ms
 
 ROUNDS = 9
 SHORT = 50  # copies within L2 in a row: one alone is over sooner than it is launched
+CPU_SIZES = {"copy": 2**28, "n": 2048}
+DEVICE_SIZES = {"copy": 2**30, "n": 8192}
+
+
+def mm_rate(precision: str) -> str:
+    """The name of a precision's rate of products of matrices."""
+    return "mm_gflop_per_s" if precision == "float32" else f"mm_{precision}_gflop_per_s"
 
 
 def ceilings(device: str, clock: WallClock | DeviceClock, tiny: bool) -> dict[str, float]:
-    """Bytes read and written a second of a copy that no cache holds and of one that L2 holds, and the rates of square
-    products of random matrices."""
-    found = {}
-    for name, size, repeats in (("copy_gb_per_s", 2**30, 1), ("copy_in_l2_gb_per_s", 2**24, SHORT)):
+    """Bytes read and written a second by a copy that no cache holds and, on a CUDA device, by one that L2 holds; the
+    rates of square products of random matrices."""
+    on_cuda = isinstance(clock, DeviceClock)
+    sizes, found = DEVICE_SIZES if on_cuda else CPU_SIZES, {}
+    copies = [("copy_gb_per_s", sizes["copy"], 1), ("copy_in_l2_gb_per_s", 2**24, SHORT)]
+    for name, size, repeats in copies[: 2 if on_cuda else 1]:
         source = torch.ones(size // 1024 if tiny else size, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
 
-        def copies(source=source, target=target, repeats=repeats):
+        def copy(source=source, target=target, repeats=repeats):
             for _ in range(repeats):
                 target.copy_(source)
             return [target]
 
-        run = captured(copies) if isinstance(clock, DeviceClock) else copies
+        run = captured(copy) if on_cuda else copy
         found[name] = repeats * 2 * source.numel() / median_ms(run, clock, ROUNDS) / 1e6
-    n = 64 if tiny else 8192
-    for kind in ("float32", "tf32", "bfloat16"):
+    n = 64 if tiny else sizes["n"]
+    for kind in ("float32", "tf32", "bfloat16") if on_cuda else ("float32",):
         at = replace(AMAZON_BOOK, device=device, precision=kind)
         a, b = (at.table(n, seed, n).detach() for seed in (1, 2))
         with precision(at):
-            found[f"{kind}_tflops"] = 2 * n**3 / median_ms(lambda a=a, b=b: a @ b, clock, ROUNDS) / 1e9
+            found[mm_rate(kind)] = 2 * n**3 / median_ms(lambda a=a, b=b: a @ b, clock, ROUNDS) / 1e6
     return found

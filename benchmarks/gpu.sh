@@ -100,7 +100,8 @@ fi
 cd ..
 
 results=$out/$("$python" benchmarks/record.py --name)
-stage kernels 535 "$python" benchmarks/compare.py --device cuda --out "$results" --seconds $((525 - SECONDS))
+stage kernels 535 "$python" benchmarks/bench.py --device cuda --save "$results" \
+  --seconds $((SECONDS < 524 ? 525 - SECONDS : 1))
 stage training 590 "$python" benchmarks/end_to_end.py --device cuda --out "$results" --seconds $((560 - SECONDS))
 
 echo

@@ -106,23 +106,52 @@ def table(content: dict[str, Any]) -> list[str]:
     named = ("gpu", "torch", "commit")
     lines = [", ".join(f"{key} {value}" for key, value in content["machine"].items() if key in named)]
     lines += [f"  {name} {value:.4g}" for name, value in content.get("ceilings", {}).items()]
-    for case, modes in content.get("results", {}).items():
-        mode, found = next(((m, f) for m, f in reversed(modes.items()) if OURS in f), ("", {}))
+    for label, case in content.get("cases", {}).items():
+        if "failed" in case:
+            lines.append(f"{label}: FAILED: {case['failed']}")
+        mode, found = next(((m, f) for m, f in reversed(case.get("modes", {}).items()) if OURS in f), ("", {}))
         if not found:
             continue
         ours = found[OURS]
-        line = f"{case} [{mode}]: {ours['median_ms']:.4g} ms"
-        if "tflops" in ours:
-            line += f", {ours['tflops']:.4g} TFLOP/s, {ours['gb_per_s']:.4g} GB/s"
+        line = f"{label} [{mode}]: {ours['median_ms']:.4g} ms"
+        if "gb_per_s" in ours:
+            line += f", {ours['gflop_per_s']:.4g} GFLOP/s, {ours['gb_per_s']:.4g} GB/s"
         others = {name: f["median_ms"] for name, f in found.items() if not name.startswith(OURS)}
         if others:
             best = min(others, key=others.__getitem__)
             line += f"; {best} {others[best]:.4g} ms ({others[best] / ours['median_ms']:.3g} x)"
         lines.append(line)
-    lines += [f"{case}: FAILED: {why}" for case, why in content.get("failed", {}).items()]
     for data, trainings in content.get("end_to_end", {}).items():
         lines += [line for name, found in trainings.items() for line in training_lines(data, name, found)]
     return lines
+
+
+COLUMNS = ("median ms", "q1 .. q3", "extra MiB", "GFLOP/s", "GB/s", "of ceiling", "x ours")
+
+
+def details(label: str, case: dict[str, Any]) -> list[str]:
+    """A cell's providers in every mode, beside ours; then why others are missing."""
+    from sizes import OURS
+
+    did = "".join(f", {value:.4g} {name.upper()}" for name, value in case.get("work", {}).items())
+    lines = [f"{label}{did}"]
+    for mode, found in case.get("modes", {}).items():
+        rows = [(f"[{mode}]", *COLUMNS)]
+        for name, of in found.items():
+            mib, ours = case["extra_mib"].get(name), found.get(OURS, of)["median_ms"]
+            rates = (of.get("gflop_per_s"), of.get("gb_per_s"), of.get("share_of_ceiling"))
+            spread = f"{_short(of['q1_ms'])} .. {_short(of['q3_ms'])}"
+            cells = (_short(of["median_ms"]), spread, *map(_short, (mib, *rates)), _short(of["median_ms"] / ours))
+            rows.append((name, *cells))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for first, *others in rows:
+            cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+            lines.append("  " + "  ".join([first.ljust(widths[0]), *cells]))
+    return lines + [f"  without {name}: {why}" for name, why in case.get("skipped", {}).items()]
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

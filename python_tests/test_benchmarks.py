@@ -37,30 +37,72 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_every_provider_of_every_case_agrees():
-    from cases import CASES, measure, settings
-    from sizes import OURS
+    """In every pass and precision; cases that differ by their sizes alone are one here."""
+    from cases import PASSES, cells
+    from measure import measure, work
+    from sizes import EAGER, OURS
     from timing import WallClock
 
-    for name, case in CASES.items():
-        found = settings(name, "cpu", True)
-        assert len(found) == len(case.precisions)
-        for label, at in found.items():
-            result = measure(name, at, WallClock(), 1)
-            (mode,) = result["modes"].values()
-            assert OURS in mode and len(mode) + len(result["skipped"]) > 1, label
-            for provider, why in result["skipped"].items():
-                unfit = "not importable" in why or ("CSR" in provider and "not implemented for 'BFloat16'" in why)
-                assert unfit, (label, provider, why)
-            assert ("tflops" in mode[OURS]) == ("gb_per_s" in mode[OURS])
+    from prorec_fast.costs import FORMULAS
+
+    once = {}
+    for cell in cells(sizes=["tiny"], passes=list(PASSES)):
+        of = cell.case
+        once.setdefault((of.file, of.function, str(of.arguments), cell.passing, cell.precision), cell)
+    absent = ("not importable", "need a CUDA device", "timed on a CPU", "has none")
+    for cell in once.values():
+        result = measure(cell, WallClock(), 1)
+        (mode,) = result["modes"].values()
+        assert OURS in mode and len(mode) + len(result["skipped"]) > 1, cell
+        assert cell.case.operation not in FORMULAS or not cell.case.agree or EAGER in mode, cell
+        for provider, why in result["skipped"].items():
+            unfit = "CSR" in provider and "not implemented for 'BFloat16'" in why
+            assert unfit or any(reason in why for reason in absent), (cell, provider, why)
+        assert bool(work(cell)) == (cell.calls is not None)
+
+
+def test_every_operation_is_timed_and_every_size_is():
+    from cases import CASES, FORWARD, cells
+    from sizes import SIZES
+
+    from prorec_fast.costs import FORMULAS
+
+    operations = {case.operation for case in CASES.values()}
+    assert set(FORMULAS) <= operations
+    for operation in operations:
+        found = {(cell.size, cell.passing) for cell in cells([operation], list(SIZES))}
+        assert {size for size, _ in found} >= {"amazon_book"} and len({p for _, p in found}) == 1
+    assert {cell.case.name for cell in cells(["distribution_kl, eps 1e-8"])} == {"distribution_kl, eps 1e-8"}
+    forward = cells(["distribution_kl", "promax_step"], ["large"], [FORWARD])
+    assert [cell.label for cell in forward] == ["distribution_kl, large, forward"]
+    assert len(cells(["distribution_kl"], device="cuda")) > len(cells(["distribution_kl"]))
+
+
+def test_graphs_have_the_size_that_is_asked_for(tmp_path, monkeypatch):
+    import numpy as np
+    import sizes
+
+    monkeypatch.setattr(sizes, "DATA", tmp_path)
+    at = replace(sizes.TINY, num_items=49)
+    synthetic = at.graph()
+    assert (synthetic.num_users, synthetic.num_items, synthetic.num_edges) == (60, 49, 300)
+    sizes._stored_graph.cache_clear()
+    (tmp_path / "one").mkdir()
+    indptr, indices = np.minimum(np.arange(61) * 5, 300), np.tile(np.arange(5), 60)
+    np.savez(tmp_path / "one" / "interactions.npz", shape=[60, 49], train_indptr=indptr, train_indices=indices)
+    assert at.graph().user_degree.tolist() == [5] * 60  # of the stored one
+    assert replace(at, train_edges=301).graph().num_edges == 301
+    sizes._stored_graph.cache_clear()
 
 
 def test_what_is_wrong_is_never_timed(monkeypatch):
     import bench_bpr
-    import cases
-    from sizes import OURS, TINY
+    from cases import Cell
+    from measure import measure
+    from sizes import OURS
     from timing import WallClock
 
-    build = bench_bpr.providers
+    build, cell = bench_bpr.providers, Cell("bpr", "tiny", "forward")
 
     def spoiled(which):
         def providers(at, **arguments):
@@ -76,20 +118,42 @@ def test_what_is_wrong_is_never_timed(monkeypatch):
         monkeypatch.setattr(bench_bpr, "providers", spoiled(which))
         if which == OURS:
             with pytest.raises(AssertionError, match="ours: differs from the definition in float64 by"):
-                cases.measure("bpr", TINY, WallClock(), 1)
+                measure(cell, WallClock(), 1)
         else:
-            result = cases.measure("bpr", TINY, WallClock(), 1)
+            result = measure(cell, WallClock(), 1)
             assert set(result["modes"]["default"]) == {"eager reference", OURS}
             assert "differs" in result["skipped"][which]
 
     def nan(at, **arguments):
         found = build(at, **arguments)
-        found[OURS] = lambda: [torch.full_like(t, torch.nan) for t in build(at)[OURS]()]
+        found[OURS] = lambda: [torch.full_like(t, torch.nan) for t in build(at, **arguments)[OURS]()]
         return found
 
     monkeypatch.setattr(bench_bpr, "providers", nan)
     with pytest.raises(AssertionError, match="by nan"):
-        cases.measure("bpr", TINY, WallClock(), 1)
+        measure(cell, WallClock(), 1)
+
+
+def test_eager_is_left_out_where_it_would_not_fit(monkeypatch):
+    """And the definition gives way to what holds less."""
+    import measure
+    from bench_distribution_kl import CHUNKED
+    from cases import Cell
+    from sizes import EAGER, OURS
+    from timing import WallClock
+
+    cell = Cell("distribution_kl", "tiny", "forward+backward")
+    needed = measure.eager_memory(cell.calls, cell.at, True, torch.float32)
+    exact, built, called = cell.build(replace(cell.at, exact=True)), cell.build(cell.at), []
+    truth = {name: lambda name=name, run=run: called.append(name) or run() for name, run in exact.items()}
+    monkeypatch.setattr(Cell, "build", lambda self, at: truth if at.exact else built)
+    for free, defines, fits in ((2.6, EAGER, True), (1.3, CHUNKED, True), (1.2, CHUNKED, False)):
+        monkeypatch.setattr(measure, "free_memory", lambda device, free=free: int(free * needed))
+        result = measure.measure(cell, WallClock(), 1)
+        timed = set(result["modes"]["default"])
+        assert {OURS, CHUNKED} <= timed and (EAGER in timed) == fits
+        assert called.pop() == defines and not called  # in float64 it holds twice as much
+        assert fits or "GiB are free" in result["skipped"][EAGER]
 
 
 class Event:
@@ -141,10 +205,11 @@ def device_clock(monkeypatch):
 
 
 def test_device_clock_times_every_mode(device_clock):
-    from cases import measure
-    from sizes import OURS, TINY
+    from cases import Cell
+    from measure import measure
+    from sizes import OURS
 
-    result = measure("bpr", TINY, device_clock, 2)
+    result = measure(Cell("bpr", "tiny", "forward"), device_clock, 2)
     assert list(result["modes"]) == list(device_clock.modes) and len(device_clock.modes) == 4
     for found in result["modes"].values():
         assert set(found) == {"eager reference", "torch.compile", OURS}
@@ -156,13 +221,14 @@ def test_device_clock_times_every_mode(device_clock):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_device_clock_on_a_device():
-    from cases import measure
-    from sizes import OURS, TINY
+    from cases import Cell
+    from measure import measure
+    from sizes import OURS
     from timing import DeviceClock
 
     clock = DeviceClock(torch.device("cuda"))
-    for name in ("bpr", "distribution_kl", "ProMax step"):
-        result = measure(name, replace(TINY, device="cuda"), clock, 2)
+    for name in ("bpr", "distribution_kl", "promax_step"):
+        result = measure(Cell(name, "tiny", "forward+backward", device="cuda"), clock, 2)
         assert all(found[OURS]["min_ms"] > 0 for found in result["modes"].values()), result["skipped"]
         assert result["extra_mib"][OURS] > 0
         clock.graphs = None
@@ -216,54 +282,183 @@ def test_extra_memory_of_a_cpu_is_what_a_call_holds_at_once():
         assert abs(extra_memory(call) / 2**20 - mib) < 2
 
 
-def test_compare_writes_a_file_that_grows(tmp_path, monkeypatch, capsys):
-    import compare
+def test_bench_as_it_is_run(tmp_path):
+    """Every process of it, from elsewhere."""
     import record
 
     file = tmp_path / "deep" / "cpu.json"
-    command = [str(BENCHMARKS / "compare.py"), "--tiny", "--rounds", "1", "--out", str(file), "--only"]
-    done = run(sys.executable, *command, "ProMax step")
+    command = ["bench", "ranking_metrics", "--tiny", "--rounds", "2", "--save", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "prorec_fast", *command], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "ProMax step, tf32 [tuned] ms: eager reference" in done.stdout
     content = json.loads(file.read_text())
     assert {"processor", "threads", "torch", "prorec_fast", "commit"} <= set(content["machine"])
-    assert set(content["results"]) == {"ProMax step", "ProMax step, tf32"}
-    assert all(set(modes) == {"default", "tuned"} for modes in content["results"].values())
-    assert set(content) == {"machine", "results", "extra_mib", "skipped"} and os.listdir(file.parent) == ["cpu.json"]
-    assert sum(line.startswith("ProMax step [tuned]: ") for line in record.table(content)) == 1
-    # Without time nothing is measured; what another machine or commit measured does not stay.
-    monkeypatch.setattr(sys, "argv", [*command, "topk", "--seconds", "0"])
-    assert compare.main() == 0 and "topk: left out" in capsys.readouterr().out
-    assert json.loads(file.read_text()) == content
-    assert record.Record(file, "cpu").content["machine"] == record.machine("cpu")
+    assert content["ceilings"].keys() == {"copy_gb_per_s", "mm_gflop_per_s"}
+    (case,) = content["cases"].values()
+    assert list(content["cases"]) == ["ranking_metrics, tiny, forward"] and os.listdir(file.parent) == ["cpu.json"]
+    identity = {
+        "operation": "ranking_metrics",
+        "variant": "",
+        "size": "tiny",
+        "pass": "forward",
+        "precision": "float32",
+    }
+    assert identity.items() <= case.items() and set(case["modes"]) == {"default", "tuned"}
+    assert set(case["extra_mib"]) == {"eager reference", "ours"} and case["skipped"] == {}
+    for of in (of for found in case["modes"].values() for of in found.values()):
+        least = case["work"]["gb"] / content["ceilings"]["copy_gb_per_s"]
+        assert of["rounds"] == 2 and of["min_ms"] <= of["q1_ms"] <= of["median_ms"] <= of["q3_ms"] <= of["max_ms"]
+        assert of["share_of_ceiling"] == pytest.approx(1e3 * least / of["median_ms"])
+        assert of["gb_per_s"] == pytest.approx(1e3 * case["work"]["gb"] / of["median_ms"])
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ranking_metrics, tiny, forward, 0 GFLOP, ") and len(lines) == 7
+    assert lines[4].split()[:3] == ["[tuned]", "median", "ms"] and lines[6].split()[0] == "ours"
+    assert sum(line.startswith("ranking_metrics, tiny, forward [tuned]: ") for line in record.table(content)) == 1
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """bench.main with processes that find what they are told: {cell's label: result}."""
+    import bench
+
+    found = {}
+
+    def results_of(todo, mode, rounds, deadline):
+        for cell in todo:
+            default = {"modes": {mode: {"ours": bench_times(2.0)}}, "skipped": {"faiss": "not importable"}}
+            yield cell, found.get(cell.label, {"extra_mib": {"ours": 3.0}} if mode == bench.MEMORY else default)
+
+    monkeypatch.setattr(bench, "results_of", results_of)
+    monkeypatch.setattr(bench, "ceilings", lambda *_: {"copy_gb_per_s": 10.0, "mm_gflop_per_s": 100.0})
+    return found
+
+
+def bench_times(median, spread=0.1):
+    return {"median_ms": median, "q1_ms": median - spread, "q3_ms": median + spread, "min_ms": 0.0, "max_ms": 9.0}
+
+
+def test_a_results_file_grows(measured, tmp_path, capsys):
+    import bench
+    import record
+
+    file = tmp_path / "cpu.json"
+    assert bench.main(["bpr", "--size", "yelp", "steam", "--save", str(file)]) == 0
+    assert bench.main(["topk", "--save", str(file)]) == 0
+    content = json.loads(file.read_text())
+    labels = ["bpr, yelp, forward+backward", "bpr, steam, forward+backward", "topk, amazon_book, forward"]
+    assert list(content["cases"]) == labels and content == record.Record(file, "cpu").content
+    assert content["cases"][labels[2]]["extra_mib"] == {"ours": 3.0}
+    assert "without faiss: not importable" in capsys.readouterr().out
+    # What another machine or commit measured does not stay.
     file.write_text(json.dumps({**content, "machine": {"processor": "another"}}))
-    assert "results" not in record.Record(file, "cpu").content
+    assert "cases" not in record.Record(file, "cpu").content
 
 
-def test_a_case_that_ends_its_process_does_not_end_the_others(tmp_path, monkeypatch):
-    import compare
-    from record import Record
+def test_bench_in_json_and_what_has_failed(measured, capsys):
+    import bench
+
+    assert bench.main(["bpr", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert list(content["cases"]) == ["bpr, amazon_book, forward+backward"]
+    measured["bpr, yelp, forward+backward"] = {"failed": "AssertionError: ours: differs"}
+    measured["bpr, steam, forward+backward"] = {"left out": "no time was left"}
+    assert bench.main(["bpr", "--size", "yelp", "steam", "--json"]) == 1
+    captured = capsys.readouterr()
+    (case,) = json.loads(captured.out)["cases"].values()
+    assert case["failed"] == "AssertionError: ours: differs" and "modes" not in case
+    assert "steam, forward+backward: left out: no time was left" in captured.err
+
+
+def test_bench_refuses_what_it_cannot_do(measured, capsys, tmp_path):
+    import bench
+
+    (tmp_path / "old.json").write_text(json.dumps({"machine": {"processor": "another"}}))
+    for words, message in (
+        (["nonsense"], "OP: want some of distribution_kl; .*; got 'nonsense'"),
+        (["promax_step", "--size", "large"], "none of these is timed"),
+        (["--against", str(tmp_path / "none.json")], "No such file"),
+        (["--against", str(tmp_path / "old.json")], "processor: another in the old file, .* in the new one"),
+    ):
+        assert bench.main(words) == 2
+        captured = capsys.readouterr()
+        assert re.search(message, captured.err) and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+def test_bench_against_an_older_file(measured, tmp_path, capsys):
+    import bench
+
+    file, label = tmp_path / "old.json", "bpr, amazon_book, forward+backward"
+    assert bench.main(["bpr", "--save", str(file)]) == 0
+    assert bench.main(["bpr", "--against", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0 got worse"
+    measured[label] = {"modes": {"tuned": {"ours": bench_times(2.3)}}}
+    assert bench.main(["bpr", "--against", str(file)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [f"{label} [tuned] ours: 2 (1.9 .. 2.1) -> 2.3 (2.2 .. 2.4) ms, x 1.15", "1 got worse"]
+
+
+def test_regressions_are_beyond_the_spread(tmp_path):
+    import regressions
+
+    machine = {"processor": "P", "threads": 2}
+
+    def content(median=2.0, spread=0.1, mib=10.0, machine=machine, **fields):
+        times = {"ours": bench_times(median, spread), "faiss": bench_times(median * median, 0.0)}
+        return {"machine": machine, "cases": {"bpr": {"modes": {"tuned": times}, "extra_mib": {"ours": mib}, **fields}}}
+
+    old = content()
+    for new, worse in (
+        (content(2.0), 0), (content(1.0), 0), (content(2.19), 0), (content(2.3), 1), (content(2.3, 0.3), 0),
+        (content(mib=11.1), 1), (content(mib=10.9), 0), (content(2.3, mib=20.0), 2), (content(failed="why"), 1),
+    ):  # fmt: skip
+        assert len(regressions.compare(old, new)) == worse, new
+    assert not regressions.compare(content(spread=0.0), content(2.09, 0.0))  # within a twentieth
+    for other in (content(machine={**machine, "threads": 1}), {"machine": machine, "cases": {}}):
+        with pytest.raises(regressions.Incomparable, match=r"threads: 2|none in common"):
+            regressions.compare(old, other)
+    files = {name: tmp_path / f"{name}.json" for name in ("old", "new", "other")}
+    for file, found in zip(files.values(), (old, content(3.0), {"machine": {}}), strict=True):
+        file.write_text(json.dumps(found))
+
+    def code(*names):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["regressions.py", *(str(files[name]) for name in names)])
+            return regressions.main()
+
+    assert [code("old", "old"), code("old", "new"), code("new", "old"), code("old", "other"), code("old")] == [
+        0, 1, 0, 2, 2
+    ]  # fmt: skip
+
+
+def test_a_cell_that_ends_its_process_does_not_end_the_others(tmp_path, monkeypatch):
+    import bench
+    from cases import Cell
 
     script = tmp_path / "worker.py"
     script.write_text(
         "import json, os, sys\n"
-        "names = sys.argv[sys.argv.index('--only') + 1:]\n"
-        "for name in names:\n"
-        "    if name == 'topk': os.abort()\n"
+        "job = json.loads(sys.argv[2])\n"
+        "for cell in job['cells']:\n"
+        "    if cell['name'] == 'topk': os.abort()\n"
         "    print('a library says something')\n"
-        "    print(json.dumps({'case': name, 'modes': {}, 'extra_mib': {}, 'skipped': {}}), flush=True)\n"
-        "    print(json.dumps({'done': name}), flush=True)\n"
+        "    print(json.dumps({'mode': job['mode'], 'malloc': os.environ['MALLOC_MMAP_MAX_'], **cell}), flush=True)\n"
     )
-    monkeypatch.setattr(compare, "__file__", str(script))
-    arguments = SimpleNamespace(device="cpu", rounds=1, tiny=False)
-    lines = list(compare.results_of(["bpr", "topk", "propagate"], "default", arguments, time.monotonic() + 60))
-    assert [line["case"] for line in lines] == ["bpr", "topk", "propagate"]
-    assert "the process ended with" in lines[1]["failed"]
-    record = Record(tmp_path / "r.json", "cpu")
-    assert [compare.note(record, line) for line in lines] == [True, False, True]
-    assert list(json.loads((tmp_path / "r.json").read_text())["failed"]) == ["topk"]
-    late = list(compare.results_of(["bpr"], "default", arguments, time.monotonic() - 1))
-    assert late == [{"case": "bpr", "left out": "no time was left"}]
+    monkeypatch.setattr(bench, "__file__", str(script))
+    todo = [Cell(name, "tiny", "forward") for name in ("bpr", "topk", "propagate")]
+    found = list(bench.results_of(todo, "tuned", 1, time.monotonic() + 60))
+    assert [cell for cell, _ in found] == todo
+    assert "the process ended with" in found[1][1]["failed"]
+    assert found[2][1] == {"mode": "tuned", "malloc": "0", **vars(todo[2])}
+    late = list(bench.results_of(todo[:1], "default", 1, time.monotonic() - 1))
+    assert late == [(todo[0], {"left out": "no time was left"})]
+
+
+def test_pytest_times_the_same(tmp_path):
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", BENCHMARKS, "--size", "tiny", "-k", "ranking_metrics"]
+    done = run(sys.executable, *command, "--benchmark-disable")
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_ceilings_are_positive():
@@ -271,7 +466,7 @@ def test_ceilings_are_positive():
     from timing import WallClock
 
     found = ceilings("cpu", WallClock(), True)
-    assert len(found) == 5 and all(value > 0 for value in found.values())
+    assert found.keys() == {"copy_gb_per_s", "mm_gflop_per_s"} and all(value > 0 for value in found.values())
 
 
 def test_tune_finds_a_better_tile(simulated_device, monkeypatch, capsys):
@@ -383,7 +578,7 @@ def test_gpu_sh_goes_on_after_a_stage_that_failed(tmp_path):
     assert f"{ROOT / 'python_tests'}: -m pytest -q" in calls
     for tool in ("memcheck", "racecheck"):
         assert f"sanitizer: --tool {tool} --error-exitcode 99" in calls
-    assert f"benchmarks/compare.py --device cuda --out {tmp_path / 'out' / 'fake.json'} --seconds" in calls
+    assert f"benchmarks/bench.py --device cuda --save {tmp_path / 'out' / 'fake.json'} --seconds" in calls
 
 
 def test_gpu_sh_checks_every_device_kernel_with_compute_sanitizer():

@@ -5,6 +5,7 @@ Nothing heavy is imported before the command is known, so that --help answers at
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -25,6 +26,7 @@ _COMMANDS = {
     "data import": "import_data",
     "info": "inspect",
     "doctor": "doctor",
+    "bench": "bench",
 }
 
 
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:2] == ["data", "import"]:  # a command of two words, since `data` takes a folder
         words[:2] = ["data import"]
-    arguments = make_parser().parse_args(words)
+    arguments = make_parser().parse_args(words, argparse.Namespace(words=words[1:]))
     try:
         module = importlib.import_module(f"prorec_fast.cli.{_COMMANDS[arguments.command]}")
         code = getattr(module, f"run_{arguments.command.replace(' ', '_')}")(arguments)

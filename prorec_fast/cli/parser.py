@@ -7,6 +7,7 @@ import math
 import sys
 from typing import NoReturn
 
+from .bench_options import add_bench_options
 from .import_options import add_import_options
 from .profile_options import add_profile_options
 from .retrieve_options import add_retrieve_options
@@ -158,6 +159,15 @@ def make_parser() -> argparse.ArgumentParser:
         "1: one is off).",
     )
     doctor.add_argument("--device", metavar="D", help="cpu, cuda, ...; default: the CPU and every CUDA device")
+
+    bench = commands.add_parser(
+        "bench",
+        parents=[common, as_json],
+        help="time operations against PyTorch and other libraries",
+        description="Time operations, ours against eager PyTorch, torch.compile and other libraries, after each has "
+        "been compared with the definition in float64.",
+    )
+    add_bench_options(bench, _positive_int, _positive)
     return parser
 
 

@@ -1,0 +1,210 @@
+"""Times operations: every provider of every cell, interleaved in one process. `prorec-fast bench` is the same program.
+
+    python benchmarks/bench.py [OP ...] [--size S ...] [--pass P ...] [--device D] [--save [FILE]] [--against OLD]
+
+On a CPU under glibc's allocator as it comes and tuned: half of eager PyTorch's time there is page faults, because glibc
+gives every large freed tensor back to the system and asks for it again. `tuned` tells it to keep them, so the ratio
+against it is the one of the arithmetic. On a CUDA device called from Python and captured in a CUDA graph, with a warm
+and a flushed L2, in float32, with TF32 allowed and in bfloat16. Rates stand beside the ceilings that the run
+measures first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import CASES, Cell, cells
+from ceilings import ceilings, mm_rate
+from measure import free_memory, measure, measure_memory, work
+from record import Record, default_file, details
+from regressions import Incomparable, compare
+from timing import ALLOCATORS, EXACT_MEMORY, DeviceClock, WallClock, first_line
+
+from prorec_fast.cli.parser import make_parser
+
+MEMORY = "memory"
+ENVIRONMENTS = {**ALLOCATORS, MEMORY: EXACT_MEMORY}  # of a CPU's processes, by mode
+
+
+def work_through(job: dict[str, Any]) -> None:
+    """A process: prints a line of JSON for the ceilings and for each cell as soon as it is there."""
+    on_cuda = job["device"] == "cuda"
+    if not on_cuda:
+        _refuse_more_than_there_is()
+    for fields in job["cells"]:
+        cell = Cell(**fields)
+        clock = DeviceClock(torch.device("cuda"), cell.small) if on_cuda else WallClock(job["mode"])
+        try:
+            result = measure_memory(cell) if job["mode"] == MEMORY else measure(cell, clock, job["rounds"])
+        except Exception as error:
+            traceback.print_exc()
+            result = {"failed": first_line(error)}
+        print(json.dumps(result), flush=True)
+        if on_cuda and "failed" in result and not result["failed"].startswith("AssertionError"):
+            os._exit(1)  # the device may be lost to this process
+        gc.collect()
+
+
+def _refuse_more_than_there_is() -> None:
+    """A provider that wants more memory than there is gets an error, where the system might end the process."""
+    if (free := free_memory("cpu")) is not None:
+        import resource
+
+        held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (held + free, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def results_of(todo: list[Cell], mode: str, rounds: int, deadline: float) -> Iterator[tuple[Cell, dict]]:
+    """What processes find, one after another: where one ends early, the next goes on behind the cell that ended it."""
+    while todo and time.monotonic() < deadline:
+        job = {"device": todo[0].device, "mode": mode, "rounds": rounds, "cells": [asdict(cell) for cell in todo]}
+        environment = {**os.environ, **ENVIRONMENTS.get(mode, {})}
+        command = [sys.executable, __file__, "--worker", json.dumps(job)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            watch = threading.Timer(min(deadline - time.monotonic(), threading.TIMEOUT_MAX), process.kill)
+            watch.start()
+            for line in process.stdout:
+                if line.startswith("{"):  # and not what a library prints
+                    yield todo[0], json.loads(line)
+                    todo = todo[1:]
+            watch.cancel()
+        if todo and time.monotonic() < deadline:
+            yield todo[0], {"failed": f"the process ended with {process.returncode}"}
+            todo = todo[1:]
+    for cell in todo:
+        yield cell, {"left out": "no time was left"}
+
+
+class Run:
+    """Cells as they are measured, in a results file.
+
+    Attributes:
+        well: whether no cell has failed.
+        done: labels of cells that something was found of.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record, self.well, self.done = record, True, []
+
+    def ceilings(self, device: str, tiny: bool) -> None:
+        clock = DeviceClock(torch.device("cuda")) if device == "cuda" else WallClock()
+        for name, rate in ceilings(device, clock, tiny).items():
+            self.record.add("ceilings", name, rate)
+
+    def add(self, cell: Cell, result: dict[str, Any]) -> None:
+        label = cell.label
+        if "left out" in result:
+            print(f"{label}: left out: {result['left out']}", file=sys.stderr)
+            return
+        entry = self.record.content["cases"][label] if label in self.done else _identity(cell)
+        if "failed" in result:
+            self.well = False
+            entry = _identity(cell) | result
+            print(f"{label}: failed: {result['failed']}", file=sys.stderr)
+        for mode, times in result.get("modes", {}).items():
+            rated = {name: {**of, **self._rates(cell, entry, of["median_ms"])} for name, of in times.items()}
+            entry.setdefault("modes", {})[mode] = rated
+        entry.setdefault("skipped", {}).update(result.get("skipped", {}))
+        known = {name for times in entry.get("modes", {}).values() for name in times}
+        extra = {name: mib for name, mib in result.get("extra_mib", {}).items() if name in known}
+        entry.setdefault("extra_mib", {}).update(extra)
+        self.record.add("cases", label, entry)
+        if label not in self.done:
+            self.done.append(label)
+
+    def failed(self, cell: Cell) -> bool:
+        return cell.label in self.done and "failed" in self.record.content["cases"][cell.label]
+
+    def _rates(self, cell: Cell, entry: dict[str, Any], milliseconds: float) -> dict[str, float]:
+        if not entry.get("work"):
+            return {}
+        reached, (gflop, gb) = self.record.content["ceilings"], (entry["work"][name] for name in ("gflop", "gb"))
+        least = max(gflop / reached[mm_rate(cell.precision)], gb / reached["copy_gb_per_s"])
+        seconds = milliseconds / 1e3
+        return {"gflop_per_s": gflop / seconds, "gb_per_s": gb / seconds, "share_of_ceiling": least / seconds}
+
+
+def _identity(cell: Cell) -> dict[str, Any]:
+    of = {"operation": cell.case.operation, "variant": cell.case.variant, "size": cell.size, "pass": cell.passing}
+    done = work(cell)
+    return {**of, "precision": cell.precision, **({"work": done} if done else {})}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(["bench", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        return bench(arguments)
+    except (ValueError, OSError, Incomparable) as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"prorec-fast: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    names = {name: None for case in CASES.values() for name in (case.operation, case.name)}
+    if unknown := [name for name in arguments.operations if name not in names]:
+        raise ValueError(f"OP: want some of {'; '.join(names)}; got {unknown[0]!r}")
+    on_cpu = arguments.device == "cpu"
+    if not on_cpu and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device")
+    sizes = ["tiny"] if arguments.tiny else arguments.size
+    todo = cells(arguments.operations, sizes, arguments.passes, arguments.device)
+    if not todo:
+        raise ValueError("OP: none of these is timed at these sizes, in these passes and on this device")
+    file = None if arguments.save is None else Path(arguments.save or default_file(arguments.device))
+    old = None if arguments.against is None else json.loads(Path(arguments.against).read_text())
+    record = Record(file, arguments.device)
+    if old is not None:
+        compare(old, record.content, ())  # says at once where it cannot be done
+    run, rounds = Run(record), arguments.rounds or (9 if on_cpu else 30)
+    deadline = time.monotonic() + (arguments.seconds or float("inf"))
+    run.ceilings(arguments.device, arguments.tiny)
+    if not on_cpu:
+        torch.cuda.empty_cache()
+    # A CPU's memory is to be as a cell finds it; a device's processes take seconds to start.
+    batches = [[cell] for cell in todo] if on_cpu else [todo]
+    for batch in batches:
+        for mode in ENVIRONMENTS if on_cpu else ("",):
+            for cell, result in results_of([c for c in batch if not run.failed(c)], mode, rounds, deadline):
+                run.add(cell, result)
+                if not on_cpu:
+                    _show(run, cell, arguments.json)
+        if on_cpu:
+            _show(run, batch[0], arguments.json)
+    cases = record.content.get("cases", {})
+    worse = None if old is None else compare(old, record.content, run.done)
+    if arguments.json:
+        content = {**record.content, "cases": {label: cases[label] for label in run.done}}
+        print(json.dumps({**content, **({} if worse is None else {"worse": worse})}, indent=1, allow_nan=False))
+    elif worse is not None:
+        print(*worse, f"{len(worse)} got worse", sep="\n")
+    return 0 if run.well and not worse else 1
+
+
+def _show(run: Run, cell: Cell, as_json: bool) -> None:
+    if cell.label in run.done:
+        text = "\n".join(details(cell.label, run.record.content["cases"][cell.label]))
+        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work_through(json.loads(sys.argv[2]))
+    else:
+        sys.exit(main())

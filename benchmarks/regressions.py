@@ -1,0 +1,81 @@
+"""What of ours got slower or larger from one results file to another of the same machine.
+
+    python benchmarks/regressions.py OLD NEW
+
+Slower is a median more than 5 % above the old one where even the new first quartile is above the old third; larger is
+more than 5 % and a MiB. Exit code: 0 nothing got worse; 1 something did; 2 the files cannot be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from sizes import OURS
+
+SAME = ("processor", "threads", "instruction set", "gpu")
+MARGIN, LEAST_MIB = 1.05, 1.0
+
+
+class Incomparable(Exception):
+    """Says why."""
+
+
+def compare(old: dict[str, Any], new: dict[str, Any], labels: Collection[str] | None = None) -> list[str]:
+    """A line for each thing that got worse, of some cells, by default of all that both have.
+
+    Raises:
+        Incomparable: the machines or their numbers of threads differ, or nothing is in both.
+    """
+    for key in SAME:
+        before, after = (content.get("machine", {}).get(key) for content in (old, new))
+        if before != after:
+            raise Incomparable(f"{key}: {before} in the old file, {after} in the new one")
+    before, after = (content.get("cases", {}) for content in (old, new))
+    both = [label for label in after if label in before and (labels is None or label in labels)]
+    if not both and labels != ():
+        raise Incomparable("cases: the files have none in common")
+    return [line for label in both for line in _worse(label, before[label], after[label])]
+
+
+def _worse(label: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    if "failed" in after:
+        return [] if "failed" in before else [f"{label}: failed: {after['failed']}"]
+    lines = []
+    for mode, times in after.get("modes", {}).items():
+        earlier = before.get("modes", {}).get(mode, {})
+        for name in (name for name in times if name.startswith(OURS) and name in earlier):
+            a, b = earlier[name], times[name]
+            if b["q1_ms"] > a["q3_ms"] and b["median_ms"] > MARGIN * a["median_ms"]:
+                lines.append(
+                    f"{label} [{mode}] {name}: {_spread(a)} -> {_spread(b)} ms, x {b['median_ms'] / a['median_ms']:.2f}"
+                )
+    for name, mib in after.get("extra_mib", {}).items():
+        earlier = before.get("extra_mib", {}).get(name)
+        if name.startswith(OURS) and earlier is not None and mib > max(MARGIN * earlier, earlier + LEAST_MIB):
+            lines.append(f"{label} {name}: {earlier:.4g} -> {mib:.4g} MiB")
+    return lines
+
+
+def _spread(times: dict[str, float]) -> str:
+    return f"{times['median_ms']:.4g} ({times['q1_ms']:.4g} .. {times['q3_ms']:.4g})"
+
+
+def main() -> int:
+    if len(sys.argv) != 3:
+        print("usage: regressions.py OLD NEW", file=sys.stderr)
+        return 2
+    try:
+        worse = compare(*(json.loads(Path(name).read_text()) for name in sys.argv[1:]))
+    except (OSError, ValueError, Incomparable) as error:
+        print(f"regressions.py: error: {error}", file=sys.stderr)
+        return 2
+    print(*worse, f"{len(worse)} got worse", sep="\n")
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

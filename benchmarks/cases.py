@@ -12,6 +12,7 @@ from bench_propagate import CSR
 from sizes import SIZES, TINY, Provider, Setting, Unavailable
 from work import WORK, Calls
 
+TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
 EVERY_PRECISION = ("float32", "tf32", "bfloat16")
 WIDE_AND_NARROW = ("float32", "bfloat16")
 FORWARD, BACKWARD = PASSES = ("forward", "forward+backward")

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import BACKWARD, Cell
+from cases import BACKWARD, TOLERANCE, Cell
 from sizes import EAGER, OURS, Provider, Unavailable, difference, precision
 from timing import DeviceClock, WallClock, extra_memory, first_line, summary, time_providers
 from work import costs, eager_memory
 
-TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
 FREE_SHARE = 0.8  # of the free memory: what a provider may be expected to take
 
 

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+from baseline.batches import Triplets
 from bench_sample_negatives import rejection
 from sizes import AMAZON_BOOK, OURS, Setting
 
-from prorec_fast import BipartiteGraph, sample_negatives
+from prorec_fast import sample_negatives
 
 FIELD = "Python loop + DataLoader"
 NUMPY = "NumPy + slices"
-
-
-class Triplets(torch.utils.data.Dataset):
-    """As the field writes it: negatives drawn edge by edge against a set, triplets served one by one."""
-
-    def __init__(self, graph: BipartiteGraph) -> None:
-        self.users, self.items = (index.cpu().numpy() for index in graph.edges())
-        self.num_items = graph.num_items
-        self.seen = set(zip(self.users.tolist(), self.items.tolist(), strict=True))
-        self.negatives = np.zeros_like(self.users)
-
-    def sample(self) -> None:
-        for edge, user in enumerate(self.users):
-            while True:
-                item = np.random.randint(self.num_items)
-                if (user, item) not in self.seen:
-                    break
-            self.negatives[edge] = item
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def __getitem__(self, edge: int):
-        return self.users[edge], self.items[edge], self.negatives[edge]
 
 
 def providers(at: Setting = AMAZON_BOOK):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import torch
+from baseline.graph import coo_adjacency
 from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled
 
 from prorec_fast import BipartiteGraph, propagate
@@ -30,17 +31,8 @@ def enriched(at: Setting) -> BipartiteGraph:
     return BipartiteGraph.from_edges(users, items, at.num_users, at.num_items)
 
 
-def coo_adjacency(graph: BipartiteGraph, dtype: torch.dtype) -> torch.Tensor:
-    """The normalised adjacency of users and items together, uncoalesced COO, as the field's released code makes it."""
-    users, items = graph.edges()
-    values = (graph.user_degree[users] * graph.item_degree[items]).double().rsqrt().to(dtype)
-    rows, columns = torch.cat([users, items + graph.num_users]), torch.cat([items + graph.num_users, users])
-    size = (graph.num_users + graph.num_items,) * 2
-    return torch.sparse_coo_tensor(torch.stack([rows, columns]), torch.cat([values, values]), size)
-
-
 def csr_adjacency(graph: BipartiteGraph, dtype: torch.dtype) -> torch.Tensor:
-    """The same, sorted, with int32 indices, which the vendors' products are fastest with."""
+    """The same as `coo_adjacency`, sorted, with int32 indices, which the vendors' products are fastest with."""
     scale = [degree.double().clamp_min(1).rsqrt() for degree in (graph.user_degree, graph.item_degree)]
     values = [
         (torch.repeat_interleave(own, indptr.diff()) * other[indices.long()]).to(dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from bench_propagate import LAYERS, coo_adjacency, enriched
+from baseline.graph import coo_adjacency, propagated
+from bench_propagate import LAYERS, enriched
 from sizes import AMAZON_BOOK, EAGER, OURS, Setting
 
 from prorec_fast import BipartiteGraph, losses, propagate
@@ -19,15 +20,7 @@ SDR_WEIGHT, S2DR_WEIGHT, REG = 1.5, 0.05, 1e-6
 def coo_propagation(graph: BipartiteGraph, dtype: torch.dtype):
     """Layers 1..3 summed over an uncoalesced COO adjacency, as the field's released code writes it."""
     adjacency = coo_adjacency(graph, dtype)
-
-    def run(user, item):
-        x, layers = torch.cat([user, item]), []
-        for _ in range(LAYERS):
-            x = torch.sparse.mm(adjacency, x)
-            layers.append(x)
-        return torch.split(sum(layers), [len(user), len(item)])
-
-    return run
+    return lambda user, item: propagated(adjacency, user, item, LAYERS)
 
 
 def providers(at: Setting = AMAZON_BOOK):

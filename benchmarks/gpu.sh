@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one go of at most ten minutes: build, tests, compute-sanitizer, kernel benchmarks and a
-# training. Writes FOLDER/<gpu>.json and FOLDER/logs, prints a summary last.
+# Everything that wants a GPU, in one go of at most ten minutes: build, tests, compute-sanitizer, kernel benchmarks and
+# whole trainings. Writes FOLDER/<gpu>.json and FOLDER/logs, prints a summary last.
 #
 #   benchmarks/gpu.sh [FOLDER]                (default: benchmarks/results)
 #
@@ -100,8 +100,8 @@ fi
 cd ..
 
 results=$out/$("$python" benchmarks/record.py --name)
-stage kernels 535 "$python" benchmarks/bench.py --device cuda --save "$results" \
-  --seconds $((SECONDS < 524 ? 525 - SECONDS : 1))
+stage kernels 455 "$python" benchmarks/bench.py --device cuda --save "$results" \
+  --seconds $((SECONDS < 444 ? 445 - SECONDS : 1))
 stage training 590 "$python" benchmarks/end_to_end.py --device cuda --out "$results" --seconds $((560 - SECONDS))
 
 echo

@@ -20,7 +20,7 @@ def describe(value: object) -> str:
         return f"{article} {kind} tensor of shape {tuple(value.shape)} on {value.device}"
     if hasattr(value, "shape"):
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return f"{type(value).__name__} of {len(value)}"
     return f"{type(value).__name__} {value!r}"
 
@@ -105,19 +105,19 @@ def row_count(name: str, value: Tensor, *, rows: int, device: torch.device) -> N
 
 def positive_number(name: str, value: float) -> None:
     """Requires a finite number above zero."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
         raise ValueError(f"{name}: want a finite number above 0, got {value!r}")
 
 
 def non_negative_number(name: str, value: float) -> None:
     """Requires 0 or a finite number above."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
         raise ValueError(f"{name}: want a finite number of at least 0, got {value!r}")
 
 
 def probability(name: str, value: float) -> None:
     """Requires a number of at least 0 and below 1."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
         raise ValueError(f"{name}: want a number of at least 0 and below 1, got {value!r}")
 
 
@@ -136,19 +136,19 @@ def temperature(name: str, value: float) -> None:
 
 def smoothing(name: str, value: float) -> None:
     """Requires 0 or a positive number that float32 probabilities can be added to."""
-    if not isinstance(value, int | float) or not (value == 0 or 1e-30 <= value < float("inf")):
+    if not isinstance(value, (int, float)) or not (value == 0 or 1e-30 <= value < float("inf")):
         raise ValueError(f"{name}: want 0 or a finite number of at least 1e-30, got {value!r}")
 
 
 def finite_number(name: str, value: float) -> None:
     """Requires a finite number."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < float("inf"):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < float("inf"):
         raise ValueError(f"{name}: want a finite number, got {value!r}")
 
 
 def share(name: str, value: float) -> None:
     """Requires a number in [0, 1]."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"{name}: want a number in [0, 1], got {value!r}")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from prorec_fast.reference.reduce import keep, leading, reduce
 REDUCTIONS = ("mean", "sum", "none")
 
 
-class RowLoss(NamedTuple):
+@dataclass(frozen=True)
+class RowLoss:  # torch.compile before 2.7 calls no named tuple
     """An operation whose kernel gives one loss a row.
 
     launch(*arguments, coefficient=None) returns (rows [B], gradients), all float32: losses and, with a coefficient [B],

@@ -48,7 +48,8 @@ def csr_rows(
         raise ValueError(f"{name}: want {cols} columns, got {found.num_cols}")
     if not trusted:
         _check_entries(name, found, found.num_cols if cols is None else cols)
-    return found._replace(indices=found.indices.to(torch.int32).contiguous(), indptr=found.indptr.contiguous())
+    indices = found.indices.to(torch.int32).contiguous()
+    return CsrRows(found.indptr.contiguous(), indices, found.num_cols, found.values)
 
 
 def _from_tensors(name: str, value: Any, valued: bool) -> CsrRows:

@@ -24,7 +24,6 @@ class Distinct(NamedTuple):
     order: Tensor
     starts: Tensor
 
-    @property
     def entries(self) -> Tensor:
         """The index vector again."""
         return self.values.index_select(0, self.inverse)

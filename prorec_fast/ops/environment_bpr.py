@@ -103,7 +103,7 @@ def _columns(triplets: Tensor | Sequence[Tensor], user: Tensor, item: Tensor) ->
             raise ValueError(f"triplets: want an int64 tensor of shape [B, 3], got {describe(triplets)}")
         columns = triplets.t().contiguous().unbind(0)
     else:
-        if not isinstance(triplets, tuple | list) or len(triplets) != 3:
+        if not isinstance(triplets, (tuple, list)) or len(triplets) != 3:
             raise TypeError(f"triplets: want a tensor of shape [B, 3] or three of shape [B], got {describe(triplets)}")
         columns = tuple(triplets)
         for n, t in enumerate(columns):

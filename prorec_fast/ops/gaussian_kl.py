@@ -22,7 +22,7 @@ def gaussian_kl(
         raise ValueError("prior_mean, prior_logvar: want both or neither")
     named = {"mean": mean, "logvar": logvar}
     if prior_mean is not None:
-        named |= {"prior_mean": prior_mean, "prior_logvar": prior_logvar}
+        named.update(prior_mean=prior_mean, prior_logvar=prior_logvar)
     for name, tensor in named.items():
         float_matrix(name, tensor, rows=mean.size(0), cols=mean.size(1))
     same_device_and_dtype(tuple(named), tuple(named.values()))

@@ -77,7 +77,7 @@ def cross_view_info_nce(
             raise ValueError(f"items: want one for each of users [{batch[0]}], got [{batch[1]}]")
     kernel = _native.runs_on_kernel("triton", *tables)
     if torch.compiler.is_compiling() or not kernel:  # what is registered, and the reference, take no Distinct
-        users, items = (index.entries if isinstance(index, Distinct) else index for index in (users, items))
+        users, items = (index.entries() if isinstance(index, Distinct) else index for index in (users, items))
     if not kernel:
         return reference.cross_view_info_nce(
             *tables, users=users, items=items, temperature=temperature, reduction=reduction

@@ -29,7 +29,8 @@ def topk(
         index_vector("users", users, size=user.size(0), device=user.device)
     rows = None
     if exclude is not None:
-        rows = csr_rows("exclude", exclude, device=user.device, rows=user.size(0), cols=item.size(0))[:2]
+        found = csr_rows("exclude", exclude, device=user.device, rows=user.size(0), cols=item.size(0))
+        rows = (found.indptr, found.indices)
     beyond = item.size(0) >= 2**31 or (_native.on_cuda(user) and min(k, item.size(0)) > MAX_SELECTED)
     if not _native.runs_on_kernel("cuda", user, item) or beyond:
         return topk_reference(user, item, k, exclude=rows, users=users)

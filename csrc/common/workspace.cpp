@@ -15,6 +15,13 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kKeepAtMost = size_t{256} << 20;  // bytes kept in all between calls
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kReuse = false;
+constexpr size_t kUnit = 64;
+#else
+constexpr bool kReuse = true;
+constexpr size_t kUnit = kHugePage;
+#endif
 
 std::mutex mutex;
 std::vector<std::pair<char*, size_t>> kept;
@@ -25,7 +32,7 @@ bool smaller(const std::pair<char*, size_t>& a, const std::pair<char*, size_t>& 
 }  // namespace
 
 Workspace::Workspace(size_t bytes) {
-  {
+  if (kReuse) {
     std::lock_guard<std::mutex> lock(mutex);
     // Kept blocks are sorted by size: the smallest that is large enough serves.
     const auto found = std::find_if(kept.begin(), kept.end(), [&](const auto& block) { return block.second >= bytes; });
@@ -41,8 +48,8 @@ Workspace::Workspace(size_t bytes) {
       kept.pop_back();
     }
   }
-  capacity_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  base_ = static_cast<char*>(std::aligned_alloc(kHugePage, capacity_));
+  capacity_ = (bytes + kUnit - 1) / kUnit * kUnit;
+  base_ = static_cast<char*>(std::aligned_alloc(kUnit, capacity_));
   if (base_ == nullptr && capacity_ > 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
   madvise(base_, capacity_, MADV_HUGEPAGE);
@@ -50,7 +57,7 @@ Workspace::Workspace(size_t bytes) {
 }
 
 Workspace::~Workspace() {
-  {
+  if (kReuse) {
     std::lock_guard<std::mutex> lock(mutex);
     if (kept_bytes + capacity_ <= kKeepAtMost) {
       const std::pair<char*, size_t> block(base_, capacity_);

@@ -4,6 +4,8 @@ what begins ahead of the tests that look at it."""
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,14 @@ from ahead import Ahead
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # looked at when a kernel is defined
+
+
+def pytest_configure(config):
+    """Where a wheel is to be tested, sources that come first on the path are not tested in its place."""
+    if os.environ.get("PROREC_FAST_TEST_INSTALLED"):
+        folder = Path(find_spec("prorec_fast").origin).parents[1]
+        if (folder / "CMakeLists.txt").exists():
+            raise pytest.UsageError(f"PROREC_FAST_TEST_INSTALLED: prorec_fast comes from the sources in {folder}")
 
 
 def _work(item: pytest.Item) -> tuple:

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: a thr
 
 import torch
 from ahead import Ahead
+from emulated_cuda import build
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # looked at when a kernel is defined
@@ -33,23 +34,24 @@ def _work(item: pytest.Item) -> tuple:
     return (mark.kwargs["work"], *parameters.values()) if mark else ()
 
 
-def _emulation(config: pytest.Config) -> tuple:
-    from emulated_cuda import build
-
-    return build, config.cache.mkdir("emulated_cuda")
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: bool(_work(item)))  # who looks at such work comes last
 
 
+@pytest.fixture(scope="session")
+def emulation(request, tmp_path_factory):
+    """The work that builds the emulation, and its folder: one that outlives the run where pytest has a cache."""
+    cache = getattr(request.config, "cache", None)
+    return build, cache.mkdir("emulated_cuda") if cache else tmp_path_factory.mktemp("emulated_cuda")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def ahead(request):
+def ahead(request, emulation):
     """Begins what the selected tests will look at; the emulation is asked for first."""
     ahead, items = Ahead(), request.session.items
     if any({"emulated_cuda", "simulated_device", *_SIMULATED} & {*item.fixturenames} for item in items):
-        ahead.begin(*_emulation(request.config))
+        ahead.begin(*emulation)
     for item in filter(_work, items):
         ahead.begin(*_work(item))
     yield ahead
@@ -63,9 +65,30 @@ def done_ahead(ahead, request):
 
 
 @pytest.fixture(scope="session")
-def emulated_cuda(ahead, request):
+def emulated_cuda(ahead, emulation):
     """The CUDA C++ launchers over an emulated grid."""
-    return ahead.begin(*_emulation(request.config)).result()
+    return ahead.begin(*emulation).result()
+
+
+def _patch_language_once(monkeypatch):
+    """Triton's interpreter patches its language for a launch and again for every call of a function in a kernel, which
+    takes nearly half of its time: once a launch for each module is enough."""
+    from triton.runtime import interpreter
+
+    patch, launch, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, {}
+
+    def launch_anew(self, *arguments, **options):
+        patched.clear()
+        return launch(self, *arguments, **options)
+
+    def patch_once(function):
+        module = id(function.__globals__)
+        if module not in patched:
+            patched[module] = patch(function)
+        return patched[module]
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch_anew)
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
 
 
 @pytest.fixture
@@ -82,6 +105,7 @@ def simulated_device(monkeypatch, request):
     monkeypatch.setattr(_native, "on_cuda", lambda t: t.device.type == "cpu")
     monkeypatch.setattr(_native, "device_problem", lambda language, device: None)
     monkeypatch.setattr(_native, "cuda_call", call)
+    _patch_language_once(monkeypatch)
     return torch.device("cpu")
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,16 +37,16 @@ def build(run: Callable, folder: Path) -> ModuleType:
         flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-DPRF_EMULATION"]
         flags += [f"-I{path}" for path in includes]
 
-        def compile_one(source: Path) -> Path:
-            out = target.parent / f"{source.name}.{os.getpid()}.o"
-            run([compiler, "-x", "c++", *flags, "-c", source, "-o", out])
-            return out
+        with tempfile.TemporaryDirectory(dir=target.parent) as objects, ThreadPoolExecutor(2) as pool:
 
-        with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(compile_one, sources))
-        linked = target.with_suffix(f".{os.getpid()}")
-        run([compiler, "-shared", *objects, "-o", linked])
-        linked.replace(target)
+            def compile_one(source: Path) -> Path:
+                out = Path(objects) / f"{source.name}.o"
+                run([compiler, "-x", "c++", *flags, "-c", source, "-o", out])
+                return out
+
+            linked = Path(objects) / target.name
+            run([compiler, "-shared", *pool.map(compile_one, sources), "-o", linked])
+            linked.replace(target)
     spec = importlib.util.spec_from_file_location("emulated", target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -48,7 +48,10 @@ def work_through(job: dict[str, Any]) -> None:
         cell = Cell(**fields)
         clock = DeviceClock(torch.device("cuda"), cell.small) if on_cuda else WallClock(job["mode"])
         try:
-            result = measure_memory(cell) if job["mode"] == MEMORY else measure(cell, clock, job["rounds"])
+            if job["mode"] == MEMORY:
+                result = measure_memory(cell, job["names"])
+            else:
+                result = measure(cell, clock, job["rounds"])
         except Exception as error:
             traceback.print_exc()
             result = {"failed": first_line(error)}
@@ -67,10 +70,14 @@ def _refuse_more_than_there_is() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (held + free, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def results_of(todo: list[Cell], mode: str, rounds: int, deadline: float) -> Iterator[tuple[Cell, dict]]:
-    """What processes find, one after another: where one ends early, the next goes on behind the cell that ended it."""
+def results_of(
+    todo: list[Cell], mode: str, rounds: int, deadline: float, names: Sequence[str] = ()
+) -> Iterator[tuple[Cell, dict]]:
+    """What processes find, one after another: where one ends early, the next goes on behind the cell that ended it.
+    `names` are the providers whose memory is measured."""
     while todo and time.monotonic() < deadline:
-        job = {"device": todo[0].device, "mode": mode, "rounds": rounds, "cells": [asdict(cell) for cell in todo]}
+        job = {"device": todo[0].device, "mode": mode, "rounds": rounds, "names": names}
+        job["cells"] = [asdict(cell) for cell in todo]
         environment = {**os.environ, **ENVIRONMENTS.get(mode, {})}
         command = [sys.executable, __file__, "--worker", json.dumps(job)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -94,10 +101,11 @@ class Run:
     Attributes:
         well: whether no cell has failed.
         done: labels of cells that something was found of.
+        left_out: those that something is missing of, for lack of time.
     """
 
     def __init__(self, record: Record) -> None:
-        self.record, self.well, self.done = record, True, []
+        self.record, self.well, self.done, self.left_out = record, True, [], set()
 
     def ceilings(self, device: str, tiny: bool) -> None:
         clock = DeviceClock(torch.device("cuda")) if device == "cuda" else WallClock()
@@ -107,9 +115,11 @@ class Run:
     def add(self, cell: Cell, result: dict[str, Any]) -> None:
         label = cell.label
         if "left out" in result:
-            print(f"{label}: left out: {result['left out']}", file=sys.stderr)
+            if label not in self.left_out:
+                print(f"{label}: left out: {result['left out']}", file=sys.stderr)
+            self.left_out.add(label)
             return
-        entry = self.record.content["cases"][label] if label in self.done else _identity(cell)
+        entry = self._found(cell) or _identity(cell)
         if "failed" in result:
             self.well = False
             entry = _identity(cell) | result
@@ -118,15 +128,20 @@ class Run:
             rated = {name: {**of, **self._rates(cell, entry, of["median_ms"])} for name, of in times.items()}
             entry.setdefault("modes", {})[mode] = rated
         entry.setdefault("skipped", {}).update(result.get("skipped", {}))
-        known = {name for times in entry.get("modes", {}).values() for name in times}
-        extra = {name: mib for name, mib in result.get("extra_mib", {}).items() if name in known}
-        entry.setdefault("extra_mib", {}).update(extra)
+        entry.setdefault("extra_mib", {}).update(result.get("extra_mib", {}))
         self.record.add("cases", label, entry)
         if label not in self.done:
             self.done.append(label)
 
     def failed(self, cell: Cell) -> bool:
-        return cell.label in self.done and "failed" in self.record.content["cases"][cell.label]
+        return "failed" in self._found(cell)
+
+    def timed(self, cell: Cell) -> list[str]:
+        """The providers that were, in whatever mode."""
+        return list({name: None for times in self._found(cell).get("modes", {}).values() for name in times})
+
+    def _found(self, cell: Cell) -> dict[str, Any]:
+        return self.record.content["cases"][cell.label] if cell.label in self.done else {}
 
     def _rates(self, cell: Cell, entry: dict[str, Any], milliseconds: float) -> dict[str, float]:
         if not entry.get("work"):
@@ -181,7 +196,9 @@ def bench(arguments: argparse.Namespace) -> int:
     batches = [[cell] for cell in todo] if on_cpu else [todo]
     for batch in batches:
         for mode in ENVIRONMENTS if on_cpu else ("",):
-            for cell, result in results_of([c for c in batch if not run.failed(c)], mode, rounds, deadline):
+            names = run.timed(batch[0]) if mode == MEMORY else ()
+            left = [cell for cell in batch if not run.failed(cell) and (names or mode != MEMORY)]
+            for cell, result in results_of(left, mode, rounds, deadline, names):
                 run.add(cell, result)
                 if not on_cpu:
                     _show(run, cell, arguments.json)

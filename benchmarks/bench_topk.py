@@ -85,7 +85,9 @@ def _faiss(user: Tensor, item: Tensor, users: Tensor, masked: tuple[Tensor, Tens
 
 def providers(at: Setting = AMAZON_BOOK, k: int = 20):
     """Scores only: where two scores differ by a rounding, either may come first."""
+    found = rankers(at, k)
+    if at.exact:
+        del found[EAGER]  # it sorts whole rows, which takes long and gives no other scores
     return {
-        name: rank if isinstance(rank, Unavailable) else (lambda rank=rank: [rank()[0]])
-        for name, rank in rankers(at, k).items()
+        name: rank if isinstance(rank, Unavailable) else (lambda rank=rank: [rank()[0]]) for name, rank in found.items()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -12,10 +13,11 @@ from typing import Any
 
 import torch
 from cases import BACKWARD, TOLERANCE, Cell
-from sizes import EAGER, OURS, Provider, Unavailable, difference, precision
+from sizes import COMPILED, EAGER, OURS, Provider, Unavailable, difference, precision
 from timing import DeviceClock, WallClock, extra_memory, first_line, summary, time_providers
 from work import costs, eager_memory
 
+SLOW_S = 60.0  # a call: what another provider may take
 FREE_SHARE = 0.8  # of the free memory: what a provider may be expected to take
 
 
@@ -59,23 +61,16 @@ def measure(cell: Cell, clock: WallClock | DeviceClock, rounds: int) -> dict[str
     return result
 
 
-def measure_memory(cell: Cell) -> dict[str, Any]:
-    """{"extra_mib": {provider: ...}} on a CPU, of a process with timing.py's EXACT_MEMORY that has done nothing else.
-    Which providers give what they should is known by then."""
+def measure_memory(cell: Cell, names: list[str]) -> dict[str, Any]:
+    """{"extra_mib": {provider: ...}} on a CPU, of providers that work, in a process with timing.py's EXACT_MEMORY that
+    has done nothing else."""
     extra = {}
     with precision(cell.at):
-        small = cell.small_build()
-        built = {name: run for name, run in cell.build(cell.at).items() if not isinstance(run, Unavailable)}
-        if _beyond_memory(cell, _dtype(cell)):
-            built.pop(EAGER, None)
-        for name in sorted(built, key=lambda name: not name.startswith(OURS)):
-            try:
-                # A first call compiles, and brings in what it calls.
-                (built if cell.case.compiled and not name.startswith(OURS) else small)[name]()
-                extra[name] = extra_memory(built[name])
-            except Exception:  # of what is not ours: it has been told by `measure`
-                if name.startswith(OURS):
-                    raise
+        small, built = cell.small_build(), cell.build(cell.at)
+        for name in sorted(names, key=lambda name: not name.startswith(OURS)):
+            # What a first call compiles or brings in is not counted; ours keeps its scratch.
+            (built if cell.case.compiled and not name.startswith(OURS) else small)[name]()
+            extra[name] = extra_memory(built[name])
             gc.collect()
     return {"extra_mib": {name: size / 2**20 for name, size in extra.items() if size is not None}}
 
@@ -95,6 +90,7 @@ def those_that_work(
     """What is ours has to work; another provider is left out, and why is said."""
     working, skipped = {}, {}
     for name, run in found.items():
+        start = time.perf_counter()
         try:
             problem = accept(run())
         except torch.OutOfMemoryError as error:
@@ -103,6 +99,9 @@ def those_that_work(
             if name.startswith(OURS):
                 raise
             problem = first_line(error)
+        took = time.perf_counter() - start
+        if not problem and took > SLOW_S and not (name.startswith(OURS) or COMPILED in name):  # which has been compiled
+            problem = f"takes {took:.0f} s"
         if not problem:
             working[name] = run
         elif name.startswith(OURS):

@@ -151,12 +151,13 @@ def captured(run: Provider) -> Provider:
 
 def time_providers(runs: dict[str, Provider], clock: WallClock | DeviceClock, mode: str, rounds: int):
     """{provider: milliseconds of each of its rounds}."""
-    once = {name: clock.milliseconds([clock.timed(run)])[0] for name, run in runs.items()}
+    first = {name: clock.timed(run) for name, run in runs.items()}
+    once = {name: clock.milliseconds([of])[0] for name, of in first.items()}
     counts = {name: min(rounds, max(MIN_ROUNDS, int(LIMIT_MS / max(ms, 1e-3)))) for name, ms in once.items()}
-    taken: dict[str, list] = {name: [] for name in runs}
-    for done in range(rounds):
+    taken: dict[str, list] = {name: [first[name]] if once[name] >= LONG_MS else [] for name in runs}
+    for _ in range(rounds):
         for name, run in runs.items():
-            if done < counts[name]:
+            if len(taken[name]) < counts[name]:
                 if once[name] < LONG_MS:
                     clock.prepare(mode, run)
                 taken[name].append(clock.timed(run))

@@ -118,13 +118,15 @@ def test_each_goes_as_far_as_it_can(scaling, monkeypatch):
     """Eager is quadratic and too slow after a while; before, the system ends a process and ours goes on without it."""
     from growth import GROWTHS
 
-    growth, tried = GROWTHS["distribution_kl"], []
+    growth, tried, full = GROWTHS["distribution_kl"], [], math.inf
 
     def measured(growth, at, small, going, memory):
         tried.append((at.batch, tuple(going)))
         assert small.batch == 4 and memory == 2 * 2**30
         times = {EAGER: at.batch**2 / 1000, OURS: at.batch / 1000}
-        return {"found": {name: {"median_ms": times[name], "extra_mib": 2.0} for name in going}, "stopped": {}}
+        stopped = {EAGER: "memory: full"} if EAGER in going and at.batch >= full else {}
+        found = {name: {"median_ms": times[name], "extra_mib": 2.0} for name in going if name not in stopped}
+        return {"found": found, "stopped": stopped}
 
     monkeypatch.setattr(scaling, "measured", measured)
     arguments = SimpleNamespace(device="cpu", tiny=False, seconds=4.0, memory=2.0)
@@ -149,7 +151,11 @@ def test_each_goes_as_far_as_it_can(scaling, monkeypatch):
     assert tried[:4] == [(256, (EAGER, OURS)), (512, (EAGER, OURS)), (512, (OURS,)), (1024, (OURS,))]
     assert entry["stopped"] == {EAGER: "memory: its process ended with -9"}
     assert [len(entry[name]["median_ms"]) for name in (EAGER, OURS)] == [1, 7]
-    arguments.seconds = 1e-6
+    full = 512
+    entry = scaling.gathered(growth, list(scaling.grow(growth, "B", arguments, lambda function: function())))
+    assert entry["stopped"] == {EAGER: "memory: full"} and len(entry[OURS]["median_ms"]) == 7
+    assert len(entry[EAGER]["median_ms"]) == 1
+    full, arguments.seconds = math.inf, 1e-6
     assert len(list(scaling.grow(growth, "B", arguments, lambda function: function()))) == 2
 
 
@@ -157,6 +163,14 @@ def test_a_process_of_its_own(scaling):
     assert scaling.apart(lambda: {"process": os.getpid()})["process"] != os.getpid()
     assert scaling.apart(lambda: os.kill(os.getpid(), signal.SIGKILL)) == "its process ended with -9"
     assert scaling.apart(lambda: os._exit(3)) == "its process ended with 3"
+
+
+def test_every_value_has_its_process_on_a_cpu(scaling, monkeypatch):
+    used = []
+    monkeypatch.setattr(scaling, "grow", lambda growth, axis, arguments, run_apart: used.append(run_apart) or [])
+    for device in ("cpu", "cuda"):
+        scaling.work(SimpleNamespace(operations=["topk"], axis=["M"], device=device))
+    assert used[0] is scaling.apart and used[1](lambda: 7) == 7
 
 
 def test_every_operation_grows_along_each_of_its_axes(scaling, monkeypatch):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sizes import COMPILED, OURS
-from speed_table import called, rows, table, two_digits
+from speed_table import Row, called, rows, table, two_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,7 @@ MEANING = {
     "N": "items", "M": "users", "nodes": "nodes", "edges": "edges", "d": "width", "B": "batch", "K": "profiles",
     "E": "environments",
 }  # fmt: skip
+TRAININGS = {"lightgcn": "LightGCN", "promax": "ProMax", "proex": "ProEx", "mult_vae": "Mult-VAE"}
 # Of all that scaling.py measures, what the README shows.
 SHOWN = (
     ("distribution_kl", "N"), ("distribution_kl", "B"), ("info_nce", "B"), ("multinomial_nll", "N"),
@@ -38,10 +39,15 @@ SHOWN = (
 )  # fmt: skip
 
 
+def usual(content: dict[str, Any]) -> list[Row]:
+    """Without variants, of which there are as many again."""
+    return [row for row in rows(content) if not row.variant]
+
+
 def speed(content: dict[str, Any]) -> Figure | None:
     """How many times as long as ours the others take."""
     series: list[tuple[str, dict[str, float]]] = []
-    for row in rows(content):
+    for row in usual(content):
         ratios = {
             f"eager PyTorch, {mode}": times[row.definition] / times[OURS]
             for mode, times in zip(called(content), (row.first, row.second), strict=True)
@@ -50,20 +56,20 @@ def speed(content: dict[str, Any]) -> Figure | None:
         for name, compiled in ((COMPILED, True), (STOCK, False)):
             if others := row.others(row.second, compiled):
                 ratios[name] = min(others.values()) / row.second[OURS]
-        series.append((row.name, ratios))
+        series.append((row.title, ratios))
     return dots(series, "time, as a multiple of ours", [VERMILION, ORANGE, GREEN, PURPLE], 1.0)
 
 
 def memory(content: dict[str, Any]) -> Figure | None:
     """What a call holds beyond its inputs."""
     series = []
-    for row in rows(content):
+    for row in usual(content):
         found = {OURS: row.extra_mib.get(OURS), "eager PyTorch": row.extra_mib.get(row.definition)}
         for name, compiled in ((COMPILED, True), (STOCK, False)):
             found[name] = min(row.others(row.extra_mib, compiled).values(), default=None)
         found = {name: max(value, 0.1) for name, value in found.items() if value is not None}
         if len(found) > 1:
-            series.append((row.name, found))
+            series.append((row.title, found))
     return dots(series, "MiB held beyond the inputs", [BLUE, VERMILION, GREEN, PURPLE])
 
 
@@ -143,10 +149,10 @@ def end_to_end(content: dict[str, Any]) -> Figure | None:
     bars = []
     for data, trainings in content.get("end_to_end", {}).items():
         for name, found in trainings.items():
-            times = {OURS: epoch_s(found["ours"])}
-            for allocator, baseline in found["baseline"].items():
+            times = {OURS: epoch_s(found.get("ours", {}))}
+            for allocator, baseline in found.get("baseline", {}).items():
                 times[f"plain PyTorch, {allocator}"] = epoch_s(baseline)
-            bars.append((f"{name}\n{data}", {key: s for key, s in times.items() if s}))
+            bars.append((f"{TRAININGS.get(name, name)}\n{data}", {key: s for key, s in times.items() if s}))
     bars = [(name, times) for name, times in bars if OURS in times]
     if not bars:
         return None

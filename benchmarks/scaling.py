@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from cases import TOLERANCE
 from growth import AXES, GROWTHS, Growth
+from measure import free_memory
 from record import Record, default_file
 from sizes import OURS, Setting, difference
 from timing import EXACT_MEMORY, TUNED, DeviceClock, WallClock, extra_memory, first_line
@@ -45,7 +46,9 @@ def measured(growth: Growth, at: Setting, small: Setting, going: list[str], memo
             run()  # what a process's first call brings in is not counted
     clock = DeviceClock(torch.device("cuda"), small=False) if at.device == "cuda" else WallClock()
     foretold, runs = growth.foretold(at), growth.providers(at)
-    room = min(memory, available(at.device))
+    if at.device == "cuda":
+        torch.cuda.empty_cache()
+    room = min(memory, free_memory(at.device) or math.inf)
     extra, stopped, results = {}, {}, []
     for name in going:
         if foretold[name] > room:
@@ -67,16 +70,6 @@ def measured(growth: Growth, at: Setting, small: Setting, going: list[str], memo
         for name, size in extra.items()
     }
     return {"found": found, "stopped": stopped}
-
-
-def available(device: str) -> float:
-    """Bytes that a call can take."""
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info()[0]
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
 def keep_freed() -> None:

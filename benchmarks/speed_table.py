@@ -14,13 +14,26 @@ MODES = {
     ("default", "tuned"): ("default", "tuned"),
     ("called", "captured"): ("called, L2 flushed", "captured, L2 flushed"),
 }
+# What is made of several operations.
+TITLES = {
+    "batch_uniformity": "ProEx's batch uniformity",
+    "epoch_batches": "an epoch's negatives and batches",
+    "evaluation": "full-ranking evaluation with metrics",
+    "info_nce_blocks": "the four InfoNCE blocks of a ProMax step",
+    "mult_vae_step": "a Mult-VAE step",
+    "proex_evaluation": "ProEx full-ranking evaluation",
+    "proex_step": "a ProEx step on LightGCN",
+    "profile_mlp": "ProEx's MLP",
+    "promax_step": "a ProMax step on LightGCN",
+}
 
 
 @dataclass(frozen=True)
 class Row:
     """An operation's {provider: milliseconds} in the first mode and in the second, and {provider: MiB}."""
 
-    name: str
+    title: str
+    variant: str
     definition: str
     first: dict[str, float]
     second: dict[str, float]
@@ -54,9 +67,8 @@ def rows(content: dict[str, Any]) -> list[Row]:
         )
         definition = next(iter(first), OURS)
         if OURS in first and OURS in second and definition != OURS:
-            name = f"`{operation}`" if operation.isidentifier() else operation
-            name += f", {variant}" if variant else ""
-            found.append(Row(name, definition, first, second, case.get("extra_mib", {})))
+            title = TITLES.get(operation, f"`{operation}`")
+            found.append(Row(title, variant, definition, first, second, case.get("extra_mib", {})))
     return found
 
 
@@ -74,7 +86,7 @@ def table(content: dict[str, Any]) -> list[str]:
         ratios = [None if time is None else time / own for time, own in zip(eager, ours, strict=True)]
         ratios += [stock[best] / ours[1]] if best else []
         cells = (
-            row.name,
+            ", ".join(filter(None, (row.title, row.variant))),
             f"{'' if row.definition == EAGER else f'{row.definition} '}{durations(eager)}",
             f"{best} {durations([stock[best]])}" if best else "",
             durations(ours),

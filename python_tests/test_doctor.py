@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def _with_launch(op, change):
         change(loss, grads)
         return loss, grads
 
-    return op._replace(launch=launch)
+    return replace(op, launch=launch)
 
 
 def _value_is_off(loss, grads):

@@ -17,6 +17,7 @@ from prorec_fast._checks import index_range
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 KERNEL_DTYPES = tuple(_DTYPE_CODES)
+OLDEST_TRITON = (3, 4)
 
 
 @cache
@@ -64,6 +65,9 @@ def triton_problem() -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed"
     try:
+        version = import_module("triton").__version__
+        if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+            return f"Triton {version} is older than {'.'.join(map(str, OLDEST_TRITON))}"
         import_module("prorec_fast.triton_kernels.primitives")
     except Exception as error:  # whatever a broken or old Triton raises
         return f"Triton cannot be used ({type(error).__name__}: {' '.join(str(error).split())})"

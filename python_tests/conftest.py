@@ -99,6 +99,10 @@ def simulated_device(monkeypatch, request):
         pytest.skip("Triton's kernels are compiled here, not interpreted")
     from prorec_fast import _native
 
+    problem = _native.triton_problem() or ""
+    if "older than" in problem:  # torch 2.6 and 2.7 come with such a Triton
+        pytest.skip(problem)
+
     def call(t, name, *arguments):
         getattr(request.getfixturevalue("emulated_cuda"), name)(*arguments, 0)
 

@@ -141,7 +141,7 @@ def test_sparse_input_dropout(graph, collected):
     kept = draws != 0
     torch.testing.assert_close(draws[kept], (matrix / 0.7).expand_as(draws)[kept])
     share = kept[:, present].float().mean(0)  # 400 draws each: a standard deviation of 0.023
-    assert abs(share.mean() - 0.7) < 0.003 and (share - 0.7).abs().max() < 0.1
+    assert abs(share.mean() - 0.7) < 0.01 and (share - 0.7).abs().max() < 0.1
     each = kept[:, present].float() - 0.7
     assert (each[:, :-1] * each[:, 1:]).mean().abs() < 0.003
 

@@ -106,10 +106,11 @@ def apart(function: Callable[[], Any]) -> Any:
 
 
 def too_slow(times: list[float], seconds: float) -> str:
-    """Why the next value is not tried; "" where nothing is against it. The next call takes longer as the last did."""
+    """Why the next value is not tried; "" where nothing is against it. The next call takes as many times as long as the
+    last one did, and no more than 4 times: nothing here grows faster than a square."""
     if not times:
         return ""
-    growth = max(1.0, times[-1] / times[-2]) if len(times) > 1 else 2.0
+    growth = min(4.0, max(1.0, times[-1] / times[-2])) if len(times) > 1 else 2.0
     foretold = times[-1] * growth / 1e3
     return f"time: a call would take {foretold:.3g} s" if foretold > seconds else ""
 

@@ -46,6 +46,7 @@ def test_a_call_that_would_take_too_long_is_not_tried(scaling):
     assert scaling.too_slow([], 1.0) == scaling.too_slow([499.0], 1.0) == scaling.too_slow([100.0, 316.0], 1.0) == ""
     assert scaling.too_slow([501.0], 1.0) == scaling.too_slow([251.0, 501.0], 1.0) == "time: a call would take 1 s"
     assert scaling.too_slow([100.0, 320.0], 1.0) == "time: a call would take 1.02 s"
+    assert scaling.too_slow([1.0, 249.0], 1.0) == "" and scaling.too_slow([1.0, 251.0], 1.0)  # a square at most
     assert scaling.too_slow([4000.0, 1100.0], 1.0) == "time: a call would take 1.1 s"  # no growth is never below 1
 
 

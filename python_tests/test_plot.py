@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -85,6 +86,15 @@ def test_figures_are_drawn(plot, tmp_path, monkeypatch, capsys):
     for name in names:
         width, height = size_of(tmp_path / "figures" / name)
         assert 500 <= width <= 1600 and 150 <= height <= 1600, name
+
+
+def test_many_curves_are_light(plot, tmp_path):
+    (entry,) = results()["scaling"]["propagate"].values()
+    content = {
+        "scaling": {operation: {a: entry for o, a in plot.SHOWN if o == operation} for operation, _ in plot.SHOWN}
+    }
+    (file,) = plot.draw(content, tmp_path, ["scaling.png"])
+    assert size_of(file) > (1300, 1000) and os.listdir(tmp_path) == ["scaling.png"]
 
 
 def test_what_is_not_in_the_file_is_left_out(plot, tmp_path, capsys):

@@ -104,7 +104,7 @@ def _usable(language: str, device: int) -> bool:
         name = {"cuda": "CUDA C++", "triton": "Triton"}[language]
         warnings.warn(
             f"prorec_fast: no {name} kernels, plain PyTorch serves instead ({problem}); see `prorec-fast info`",
-            stacklevel=7,
+            stacklevel=8,
         )
     return problem is None
 

@@ -15,7 +15,7 @@ from prorec_fast import _native
 from prorec_fast.ops import environment_bpr as environment_bpr_op
 from prorec_fast.ops.bpr import BPR
 from prorec_fast.ops.candidate_items import candidate_items_kernel
-from prorec_fast.ops.common import RowLoss, save_arguments, saved_arguments
+from prorec_fast.ops.common import RowLoss, refuse_second_derivative, save_arguments, saved_arguments
 from prorec_fast.ops.distribution_kl import DISTRIBUTION_KL
 from prorec_fast.ops.distribution_kl import teacher_stats as teacher_stats_kernel
 from prorec_fast.ops.gaussian_kl import GAUSSIAN_KL, PRIOR_GAUSSIAN_KL
@@ -44,13 +44,15 @@ def _register_loss(op: RowLoss, arguments: str) -> None:
         return values[0].new_empty(()), *(v.new_empty(v.shape, dtype=torch.float32) for v in values[:count])
 
     def total_setup(ctx, inputs, output):
-        ctx.save_for_backward(*output[1:])
+        ctx.save_for_backward(*inputs[:count], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.num_arguments, ctx.dtype = len(inputs), inputs[0].dtype
 
     def total_backward(ctx, grad_out, *_):
-        grads = (None if grad_out is None else (g * grad_out).to(ctx.dtype) for g in ctx.saved_tensors)
+        values, grads = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        grads = (None if grad_out is None else (g * grad_out).to(ctx.dtype) for g in grads)
+        grads = refuse_second_derivative(op.name, grads, (*values, grad_out))
         return *grads, *(None,) * (ctx.num_arguments - count)
 
     def rows(*values):
@@ -65,7 +67,8 @@ def _register_loss(op: RowLoss, arguments: str) -> None:
     def rows_backward(ctx, grad_out):
         values = saved_arguments(ctx)
         _, *grads = getattr(torch.ops.prorec_fast, op.name)(*values, grad_out.float())
-        return *(g.to(grad_out.dtype) for g in grads), *(None,) * (len(values) - count)
+        grads = refuse_second_derivative(op.name, (g.to(grad_out.dtype) for g in grads), (*values[:count], grad_out))
+        return *grads, *(None,) * (len(values) - count)
 
     results = ", ".join(["Tensor"] * (1 + count))
     for name, function, schema, fake, setup, backward in (
@@ -214,7 +217,9 @@ def _environment_bpr_backward(ctx, *grads):
     *inputs, losses, sigmoid, keys = ctx.saved_tensors
     options = ctx.variance_weight, ctx.unbiased
     found = environment_bpr_bwd(*inputs, *options, losses, sigmoid, keys, *grads[:3], needs)
-    *tables, alignment = (grad if need else None for grad, need in zip(found, needs, strict=True))
+    found = (grad if need else None for grad, need in zip(found, needs, strict=True))
+    of = (*inputs[:4], inputs[8], *grads[:3])
+    *tables, alignment = refuse_second_derivative("environment_bpr", found, of)
     return *tables, *(None,) * 4, alignment, None, None
 
 

@@ -5,9 +5,11 @@ from torch import Tensor
 from prorec_fast import _native
 from prorec_fast._checks import float_matrix, one_of, same_device_and_dtype
 from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
+from prorec_fast.ops.operation import float32, operation
 from prorec_fast.reference.bpr import bpr as reference
 
 
+@operation("bpr", float32)
 def bpr(user: Tensor, positive: Tensor, negative: Tensor, *, reduction: str = "mean") -> Tensor:
     float_matrix("user", user)
     float_matrix("positive", positive, rows=user.size(0), cols=user.size(1))

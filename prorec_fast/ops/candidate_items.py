@@ -8,6 +8,7 @@ from torch import Tensor
 from prorec_fast import _native
 from prorec_fast._checks import describe
 from prorec_fast.ops.csr import csr_rows
+from prorec_fast.ops.operation import operation
 from prorec_fast.reference.candidate_items import candidate_items as candidate_items_reference
 
 
@@ -19,6 +20,7 @@ class CandidateItems(NamedTuple):
     counts: Tensor  # [nnz] int32: how many of the similar users have the item
 
 
+@operation("candidate_items")
 def candidate_items(graph: Any, similar: Tensor) -> CandidateItems:
     if not isinstance(similar, Tensor) or similar.dtype != torch.int64 or similar.dim() != 2:
         raise TypeError(f"similar: want a 2-d int64 tensor, got {describe(similar)}")

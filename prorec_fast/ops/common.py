@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -125,18 +125,19 @@ class _TotalFunction(torch.autograd.Function):
     def forward(ctx, op: RowLoss, coefficient: Tensor, *arguments):
         ctx.op, ctx.needs, ctx.dtype = op, ctx.needs_input_grad[2:], arguments[0].dtype
         total, grads = op.total(*arguments, coefficient=coefficient, gradients=any(ctx.needs) and not op.light)
-        save_arguments(ctx, (*arguments, coefficient) if op.light else grads)
+        inputs = arguments[: op.num_inputs]  # which only a second derivative looks at, to be refused
+        save_arguments(ctx, (*arguments, coefficient) if op.light else (*inputs, *grads))
         return total
 
     @staticmethod
     def backward(ctx, grad_out):
         with torch.no_grad():
+            saved = saved_arguments(ctx)
             if ctx.op.light:
-                *arguments, coefficient = saved_arguments(ctx)
-                grads = ctx.op.launch(*arguments, coefficient=coefficient * grad_out.float())[1]
+                grads = ctx.op.launch(*saved[:-1], coefficient=saved[-1] * grad_out.float())[1]
             else:
-                grads = _scaled(ctx.saved_tensors, grad_out)
-        return None, None, *_finished(ctx, grads)
+                grads = _scaled(saved[ctx.op.num_inputs :], grad_out)
+        return None, None, *_finished(ctx, grads, saved, grad_out)
 
 
 class _RowsFunction(torch.autograd.Function):
@@ -150,20 +151,22 @@ class _RowsFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out):
-        _, grads = ctx.op.launch(*saved_arguments(ctx), coefficient=grad_out.float().contiguous())
-        return None, *_finished(ctx, grads)
+        arguments = saved_arguments(ctx)
+        _, grads = ctx.op.launch(*arguments, coefficient=grad_out.detach().float().contiguous())
+        return None, *_finished(ctx, grads, arguments, grad_out)
 
 
-def _finished(ctx, grads: list[Tensor]) -> list[Tensor | None]:
+def _finished(ctx, grads: list[Tensor], arguments: list, grad_out: Tensor) -> list[Tensor | None]:
     """float32 gradients of the inputs as autograd wants them for all arguments."""
     needed = zip(grads, ctx.needs, strict=False)
-    found = [refuse_second_derivative(ctx.op.name, g.to(ctx.dtype)) if need else None for g, need in needed]
+    found = [g.to(ctx.dtype) if need else None for g, need in needed]
+    found = refuse_second_derivative(ctx.op.name, found, (*arguments[: ctx.op.num_inputs], grad_out))
     return found + [None] * (len(ctx.needs) - len(found))
 
 
 class _RefuseSecondDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, name: str, grad: Tensor) -> Tensor:
+    def forward(ctx, name: str, grad: Tensor, *of: Tensor | None) -> Tensor:
         ctx.name = name
         return grad.view_as(grad)
 
@@ -172,8 +175,11 @@ class _RefuseSecondDerivative(torch.autograd.Function):
         raise RuntimeError(f"{ctx.name}: its second derivative needs float64 inputs, which run the reference")
 
 
-def refuse_second_derivative(name: str, grad: Tensor | None) -> Tensor | None:
-    """`grad`, such that differentiating it raises instead of giving a silent zero."""
-    if grad is None or not torch.is_grad_enabled():  # grad mode is on in a backward pass with create_graph=True only
-        return grad
-    return _RefuseSecondDerivative.apply(name, grad.detach().requires_grad_())
+def refuse_second_derivative(
+    name: str, grads: Iterable[Tensor | None], of: Iterable[Tensor | None]
+) -> list[Tensor | None]:
+    """`grads`, such that differentiating them by any of the tensors that they are functions `of` raises instead of
+    giving a silent zero."""
+    if not torch.is_grad_enabled():  # grad mode is on in a backward pass with create_graph=True only
+        return list(grads)
+    return [None if g is None else _RefuseSecondDerivative.apply(name, g.detach(), *of) for g in grads]

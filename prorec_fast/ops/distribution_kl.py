@@ -6,6 +6,7 @@ from torch import Tensor
 from prorec_fast import _checks, _native
 from prorec_fast._checks import float_matrix, index_vector, one_of, row_count, same_device_and_dtype
 from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
+from prorec_fast.ops.operation import float32, operation, widest
 from prorec_fast.reference import distribution_kl as reference
 
 DIVERGENCES = ("cross_entropy", "kl", "reverse_kl", "js")
@@ -24,6 +25,7 @@ class TeacherDistribution:
         TypeError, ValueError: a table of another type, shape, dtype or device; the message names it.
     """
 
+    @operation("TeacherDistribution", widest)
     def __init__(
         self, teacher_user: Tensor, teacher_item: Tensor, *, temperature: float = 0.2, normalize: bool = True
     ) -> None:
@@ -66,6 +68,7 @@ def teacher_stats(user: Tensor, item: Tensor, temperature: float, normalize: boo
     return torch.cat([lse for lse, _ in parts]), torch.cat([h for _, h in parts])
 
 
+@operation("distribution_kl", float32)
 def distribution_kl(
     user: Tensor,
     item: Tensor,

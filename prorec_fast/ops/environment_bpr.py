@@ -17,6 +17,7 @@ from prorec_fast._checks import (
     same_device_and_dtype,
 )
 from prorec_fast.ops.common import refuse_second_derivative
+from prorec_fast.ops.operation import float32, operation
 from prorec_fast.reference.environment_bpr import EnvironmentLoss
 from prorec_fast.reference.environment_bpr import environment_bpr as reference
 
@@ -42,6 +43,7 @@ class Inputs(NamedTuple):
         return self[:4]
 
 
+@operation("environment_bpr", float32)
 def environment_bpr(
     user: Tensor,
     item: Tensor,
@@ -159,7 +161,8 @@ class _EnvironmentBprFunction(torch.autograd.Function):
         needs = *ctx.needs_input_grad[1:5], ctx.needs_input_grad[-1]
         with torch.no_grad():
             found = environment_bpr_bwd(inputs, *ctx.options, results, grads, needs)
-        *tables, alignment = (refuse_second_derivative("environment_bpr", grad) for grad in found)
+        of = (*inputs.tables, inputs.alignment, *grads)
+        *tables, alignment = refuse_second_derivative("environment_bpr", found, of)
         return None, *tables, *(None,) * 4, alignment
 
 

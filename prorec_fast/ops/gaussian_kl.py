@@ -5,9 +5,11 @@ from torch import Tensor
 from prorec_fast import _native
 from prorec_fast._checks import float_matrix, one_of, same_device_and_dtype, share
 from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
+from prorec_fast.ops.operation import float32, operation
 from prorec_fast.reference.gaussian_kl import gaussian_kl as reference
 
 
+@operation("gaussian_kl", float32)
 def gaussian_kl(
     mean: Tensor,
     logvar: Tensor,

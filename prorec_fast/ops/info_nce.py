@@ -9,9 +9,11 @@ from prorec_fast import _checks, _native
 from prorec_fast._checks import float_matrix, index_vector, one_of, row_count, same_device_and_dtype
 from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
 from prorec_fast.ops.distinct import Distinct, distinct
+from prorec_fast.ops.operation import float32, operation
 from prorec_fast.reference import info_nce as reference
 
 
+@operation("info_nce", float32)
 def info_nce(
     anchor: Tensor,
     positive: Tensor,
@@ -46,6 +48,7 @@ def info_nce(
     )  # fmt: skip
 
 
+@operation("cross_view_info_nce", float32)
 def cross_view_info_nce(
     user_a: Tensor,
     item_a: Tensor,

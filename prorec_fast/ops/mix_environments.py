@@ -7,9 +7,11 @@ from torch import Tensor
 
 from prorec_fast import _native
 from prorec_fast._checks import describe, float_matrix, float_tensor
+from prorec_fast.ops.operation import operation
 from prorec_fast.reference.mix_environments import mix_environments as reference
 
 
+@operation("mix_environments")
 def mix_environments(profiles: Tensor, weights: Tensor) -> Tensor:
     float_tensor("profiles", profiles, shape="[K, ..., d]", dims=range(2, 65))
     float_matrix("weights", weights, cols=profiles.size(0))

@@ -10,6 +10,7 @@ from prorec_fast import _native
 from prorec_fast._checks import float_matrix, float_vector, index_vector, one_of, same_device_and_dtype
 from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
 from prorec_fast.ops.csr import csr_rows
+from prorec_fast.ops.operation import float32, operation
 from prorec_fast.reference.multinomial_nll import multinomial_nll as reference
 
 # A chunk has logits of this many bytes, or as many as these rows have: each chunk reads and writes all of the gradient
@@ -18,6 +19,7 @@ _LOGIT_BYTES = 32 << 20
 _ROWS = 192
 
 
+@operation("multinomial_nll", float32)
 def multinomial_nll(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Any, *, rows: Tensor | None, reduction: str
 ) -> Tensor:

@@ -5,11 +5,13 @@ from torch import Tensor
 from prorec_fast import _checks, _native
 from prorec_fast._checks import float_tensor, one_of, row_count
 from prorec_fast.ops.common import REDUCTIONS, RowLoss, by_device
+from prorec_fast.ops.operation import float32, operation
 from prorec_fast.reference.profile_contrast import profile_contrast as reference
 
 MAX_PROFILES_ON_CUDA = 64  # a program holds K x K scores
 
 
+@operation("profile_contrast", float32)
 def profile_contrast(
     profiles: Tensor,
     *,

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from prorec_fast import _native
 from prorec_fast._checks import float_matrix, same_device_and_dtype
+from prorec_fast.ops.operation import operation, widest
 from prorec_fast.reference.philox import seed_tensor
 from prorec_fast.reference.propagate import layer_weights
 from prorec_fast.reference.propagate import propagate as propagate_reference
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Adjacency = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
+@operation("propagate", widest)
 def propagate(
     graph: BipartiteGraph,
     user: Tensor,
@@ -78,17 +79,30 @@ def _check(graph, user, item, num_layers, combine, noise, keep_prob) -> None:
 class _PropagateFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, user: Tensor, item: Tensor, adjacency: Adjacency, options: tuple) -> tuple[Tensor, Tensor]:
-        ctx.adjacency, ctx.options, ctx.dtype = adjacency, options, user.dtype
+        ctx.adjacency, ctx.options = adjacency, options
         ctx.set_materialize_grads(False)
         return propagate_kernel(user, item, adjacency, *options)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_user: Tensor | None, grad_item: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_user is None and grad_item is None:
             return None, None, None, None
-        needs = ctx.needs_input_grad[:2]
-        return *propagate_kernel(grad_user, grad_item, ctx.adjacency, *transposed(ctx.options), needs), None, None
+        needs, options = ctx.needs_input_grad[:2], transposed(ctx.options)
+        if torch.is_grad_enabled():  # with create_graph=True; what is linear in its inputs is so in their gradients
+            found = _PropagateFunction.apply(*_both_sides(grad_user, grad_item, ctx.adjacency), ctx.adjacency, options)
+        else:
+            found = propagate_kernel(grad_user, grad_item, ctx.adjacency, *options, needs)
+        return *found, None, None
+
+
+def _both_sides(user: Tensor | None, item: Tensor | None, adjacency: Adjacency) -> tuple[Tensor, Tensor]:
+    """The sides of which one may be None, for zeros."""
+    given = item if user is None else user
+    indptrs = adjacency[0], adjacency[3]
+    return tuple(
+        given.new_zeros(indptr.numel() - 1, given.size(1)) if side is None else side
+        for side, indptr in zip((user, item), indptrs, strict=True)
+    )
 
 
 def transposed(options: tuple) -> tuple:

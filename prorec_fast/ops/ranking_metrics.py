@@ -9,6 +9,7 @@ from torch import Tensor
 from prorec_fast import _native
 from prorec_fast._checks import describe, positive_int
 from prorec_fast.ops.csr import csr_rows
+from prorec_fast.ops.operation import operation
 from prorec_fast.reference.ranking_metrics import METRICS
 from prorec_fast.reference.ranking_metrics import ranking_metrics as ranking_metrics_reference
 
@@ -16,6 +17,7 @@ _MAX_CUT_OFFS, MAX_CUT_OFF = 16, 2048  # of a launch on a device
 _BLOCKS, _ROWS = 1024, 8  # blocks at most on a device, and the rows a block takes at a time
 
 
+@operation("ranking_metrics")
 def ranking_metrics(
     items: Tensor, truth: Any, ks: Sequence[int] = (10, 20), *, num_items: int | None = None
 ) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prorec_fast import _native
 from prorec_fast._checks import index_vector
+from prorec_fast.ops.operation import operation
 from prorec_fast.reference.philox import seed_tensor
 from prorec_fast.reference.sample_negatives import edge_weights, item_weights, raise_if_full
 from prorec_fast.reference.sample_negatives import sample_negatives as sample_negatives_reference
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from prorec_fast.graph import BipartiteGraph
 
 
+@operation("sample_negatives")
 def sample_negatives(
     graph: BipartiteGraph, users: Tensor, num: int = 1, *, seed: int | None = None, popularity: float = 0.0
 ) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from prorec_fast import _native
 from prorec_fast._checks import float_matrix, index_vector, positive_int, same_device_and_dtype
 from prorec_fast.ops.csr import csr_rows
+from prorec_fast.ops.operation import operation, widest
 from prorec_fast.reference.topk import topk as topk_reference
 
 MAX_SELECTED = 2048  # candidates of a row that fit into a block's shared memory
@@ -18,6 +19,7 @@ _BLOCKS = 512  # blocks of selection that keep a device busy; where rows are few
 _PART = 8192  # scores that are worth a block of their own
 
 
+@operation("topk", widest)
 def topk(
     user: Tensor, item: Tensor, k: int, *, exclude: Any = None, users: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

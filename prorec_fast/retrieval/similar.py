@@ -9,11 +9,13 @@ from prorec_fast._checks import positive_int
 from prorec_fast.graph import BipartiteGraph
 from prorec_fast.ops import candidate_items as _candidate_items
 from prorec_fast.ops.candidate_items import CandidateItems
+from prorec_fast.ops.operation import operation
 from prorec_fast.ranking import topk
 
 from .tables import finite_matrix, row_parts
 
 
+@operation("similar_users")
 def similar_users(user_profiles: Tensor, k: int = 10, *, users: Tensor | None = None) -> Tensor:
     """The k users with the most similar profiles by cosine, without the user (ProMax Eq. 5).
 

@@ -40,14 +40,14 @@ def float_matrix(name: str, value: Tensor, *, cols: int | None = None, rows: int
         raise TypeError(f"{name}: want a 2-d floating tensor, got {describe(value)}")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: want a floating tensor (float16, bfloat16, float32, float64), got {describe(value)}")
-    wanted = ["any" if rows is None else str(rows), "any" if cols is None else str(cols)]
     if (
         value.dim() != 2
         or value.size(1) < 1
         or (rows is not None and value.size(0) != rows)
         or (cols is not None and value.size(1) != cols)
     ):
-        raise ValueError(f"{name}: want shape [{', '.join(wanted)}], got {describe(value)}")
+        wanted = ", ".join("any" if size is None else str(size) for size in (rows, cols))
+        raise ValueError(f"{name}: want shape [{wanted}], got {describe(value)}")
 
 
 def float_tables(name: str, value: Tensor, *, rows: int, cols: int, count: int | None = None) -> None:

@@ -254,7 +254,8 @@ def propagate(
             count. None draws one from torch's default generator for the device.
 
     Returns:
-        (user_out, item_out), [num_users, d] and [num_items, d] in the dtype of `user` (with "concat", (L + 1) d wide).
+        (user_out, item_out), [num_users, d] and [num_items, d] in the dtype of `user` (with "concat", (L + 1) d wide),
+        differentiable any number of times. Inside an autocast region the tables may differ in dtype; the wider counts.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape, dtype, device or range; the message names it.

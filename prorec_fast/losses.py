@@ -3,6 +3,9 @@
 On the CPU and on CUDA devices, float32, bfloat16 and float16 run compiled kernels that accumulate in float32; float64
 and other devices run the plain PyTorch definition in `prorec_fast.reference`. On CUDA devices products of float32 rows
 take three passes of TF32, which keeps float32's accuracy, or one where `torch.backends.cuda.matmul.allow_tf32` is set.
+
+Inside an autocast region losses run in float32, as torch's own do: 16-bit inputs are read as float32 and the result is
+float32. What has no second derivative says so by name; in float64 everything has one, and can be used with torch.func.
 """
 
 from __future__ import annotations

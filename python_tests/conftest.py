@@ -4,6 +4,7 @@ what begins ahead of the tests that look at it."""
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -121,3 +122,31 @@ _SIMULATED = () if torch.cuda.is_available() else ("device",)
 def device(request):
     """Where a test of the device path puts its tensors."""
     return torch.device("cuda") if request.param == "cuda" else request.getfixturevalue("simulated_device")
+
+
+@pytest.fixture
+def never_waits(monkeypatch):
+    """NeverWaits, and no way around the dispatcher: methods that hand a tensor's content to Python."""
+    from waiting import NeverWaits
+
+    from prorec_fast import _checks, _native
+    from prorec_fast.ops import environment_bpr
+
+    mode = NeverWaits()
+
+    def guarded(name):
+        original = getattr(torch.Tensor, name)
+
+        def method(self, *args, **kwargs):
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            assert not (mode.active and caller.startswith("prorec_fast")), f"{caller} calls {name}()"
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, method)
+
+    for name in ("tolist", "cpu", "numpy", "item"):
+        guarded(name)
+    # On the CPU, where waiting costs nothing, entries are looked at; on CUDA they are not.
+    for module in (_checks, _native, environment_bpr):
+        monkeypatch.setattr(module, "index_range", lambda *_, **__: None)
+    return mode

@@ -4,16 +4,14 @@ the host never waits for the device; and the same on a real device where there i
 from __future__ import annotations
 
 import logging
-import sys
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from training_data import tiny
 
-from prorec_fast import _checks, _native
+from prorec_fast import _native
 from prorec_fast.frameworks import Plain, ProMax
 from prorec_fast.models import MF, LightGCN
 from prorec_fast.sampling import sample_negatives
@@ -192,62 +190,6 @@ def test_cuda_graphs_leave_the_device_as_it_was(monkeypatch):
         with pytest.raises(error):
             graphs.capture(lambda error=error: 1 / 0 if error is ZeroDivisionError else None, None)
         assert current == ["the user's stream"] and healed.pop() == "as it was" and not healed
-
-
-class NeverWaits(TorchDispatchMode):
-    """Fails on operators that make the host wait for a CUDA device, or that a CUDA graph cannot hold."""
-
-    WAITING = (
-        "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "nonzero_static", "masked_select", "_unique",
-        "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc", "lift_fresh",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls, self.active = 0, False
-
-    def __enter__(self):
-        self.active = True
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        self.active = False
-        return super().__exit__(*error)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
-        self.calls += 1
-        assert name not in self.WAITING, f"{name} waits for the device"
-        if name in ("index", "index_put", "index_put_"):
-            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
-            assert not masks, f"{name} by a mask waits for the device"
-        if name == "repeat_interleave":
-            assert kwargs.get("output_size") is not None, "repeat_interleave without output_size waits for the device"
-        return func(*args, **kwargs)
-
-
-@pytest.fixture
-def never_waits(monkeypatch):
-    """NeverWaits, and no way around the dispatcher: methods that hand a tensor's content to Python."""
-    mode = NeverWaits()
-
-    def guarded(name):
-        original = getattr(torch.Tensor, name)
-
-        def method(self, *args, **kwargs):
-            caller = sys._getframe(1).f_globals.get("__name__", "")
-            assert not (mode.active and caller.startswith("prorec_fast")), f"{caller} calls {name}()"
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(torch.Tensor, name, method)
-
-    for name in ("tolist", "cpu", "numpy", "item"):
-        guarded(name)
-    # On the CPU, where waiting costs nothing, entries are looked at; on CUDA they are not.
-    for module in (_checks, _native):
-        monkeypatch.setattr(module, "index_range", lambda *_, **__: None)
-    return mode
 
 
 @pytest.mark.parametrize("operation", [

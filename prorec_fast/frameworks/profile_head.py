@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu_, linear
 
 from prorec_fast import _native
+from prorec_fast.ops.common import refuse_second_derivative
 
 _SLOPE = 0.01  # of the leaky ReLU below zero
 # Rows whose input and hidden layer are worked on at a time. They then stay in cache between one product and the next,
@@ -88,10 +89,11 @@ class ProfileHead(nn.Module):
     def mean(self, profiles: ProfileTables) -> Tensor:
         """[rows, width]: every node's mean over its profiles. The last layer is linear, so it comes after the mean."""
         out = self.weight_out.new_empty(profiles.num_rows, self.weight_out.size(0))
-        for start in range(0, profiles.num_rows, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            hidden = sum(leaky_relu_(linear(t[part], self.weight_in, self.bias_in), _SLOPE) for t in profiles.tables)
-            torch.addmm(self.bias_out, hidden / len(profiles.tables), self.weight_out.T, out=out[part])
+        with torch.autocast(out.device.type, enabled=False):  # as in `forward`, where products are written to memory
+            for start in range(0, profiles.num_rows, _CHUNK):
+                rows = [table[start : start + _CHUNK] for table in profiles.tables]
+                hidden = sum(leaky_relu_(linear(x, self.weight_in, self.bias_in), _SLOPE) for x in rows) / len(rows)
+                torch.addmm(self.bias_out, hidden, self.weight_out.T, out=out[start : start + _CHUNK])
         return out
 
 
@@ -105,19 +107,25 @@ class _HeadFunction(torch.autograd.Function):
             torch.addmm(bias_out, hidden[at], weight_out.T, out=out[at])
         profiles.passes += 1
         ctx.profiles, ctx.passes, ctx.hidden = profiles, profiles.passes, hidden
-        ctx.save_for_backward(index, weight_in, weight_out)
+        ctx.save_for_backward(index, weight_in, bias_in, weight_out)
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out: Tensor):
         if ctx.passes != ctx.profiles.passes:
             raise RuntimeError(
                 "ProfileHead: another forward pass over the same profiles came before this backward pass"
             )
-        index, weight_in, weight_out = ctx.saved_tensors
+        index, *parameters = ctx.saved_tensors
+        with torch.no_grad():
+            grads = _HeadFunction.gradients(ctx, index, *parameters, grad_out)
+        of = *parameters, grad_out
+        return None, None, *refuse_second_derivative("ProfileHead", grads, of, "is not implemented")
+
+    @staticmethod
+    def gradients(ctx, index: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, grad_out: Tensor):
         grad_weight_in, grad_weight_out = torch.zeros_like(weight_in), torch.zeros_like(weight_out)
-        grad_bias_in = weight_in.new_zeros(weight_in.size(0))
+        grad_bias_in = torch.zeros_like(bias_in)
         for at, x in ctx.profiles.chunks(index):
             grad, hidden = ctx.profiles.grad_hidden(x.size(0)), ctx.hidden[at]
             torch.mm(grad_out[at], weight_out, out=grad)
@@ -125,4 +133,4 @@ class _HeadFunction(torch.autograd.Function):
             grad_weight_out.addmm_(grad_out[at].T, hidden)
             grad_weight_in.addmm_(grad.T, x)
             grad_bias_in += grad.sum(0)
-        return None, None, grad_weight_in, grad_bias_in, grad_weight_out, grad_out.sum(0)
+        return grad_weight_in, grad_bias_in, grad_weight_out, grad_out.sum(0)

@@ -166,20 +166,24 @@ def _finished(ctx, grads: list[Tensor], arguments: list, grad_out: Tensor) -> li
 
 class _RefuseSecondDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, name: str, grad: Tensor, *of: Tensor | None) -> Tensor:
-        ctx.name = name
+    def forward(ctx, message: str, grad: Tensor, *of: Tensor | None) -> Tensor:
+        ctx.message = message
         return grad.view_as(grad)
 
     @staticmethod
     def backward(ctx, _):
-        raise RuntimeError(f"{ctx.name}: its second derivative needs float64 inputs, which run the reference")
+        raise RuntimeError(ctx.message)
 
 
 def refuse_second_derivative(
-    name: str, grads: Iterable[Tensor | None], of: Iterable[Tensor | None]
+    name: str,
+    grads: Iterable[Tensor | None],
+    of: Iterable[Tensor | None],
+    why: str = "needs float64 inputs, which run the reference",
 ) -> list[Tensor | None]:
     """`grads`, such that differentiating them by any of the tensors that they are functions `of` raises instead of
     giving a silent zero."""
     if not torch.is_grad_enabled():  # grad mode is on in a backward pass with create_graph=True only
         return list(grads)
-    return [None if g is None else _RefuseSecondDerivative.apply(name, g.detach(), *of) for g in grads]
+    message = f"{name}: its second derivative {why}"
+    return [None if g is None else _RefuseSecondDerivative.apply(message, g.detach(), *of) for g in grads]

@@ -37,7 +37,7 @@ class TeacherDistribution:
             raise ValueError(f"teacher_item: want at least one row, got shape {tuple(teacher_item.shape)}")
         self.user, self.item = teacher_user.detach(), teacher_item.detach()
         self.temperature, self.normalize = float(temperature), bool(normalize)
-        self.lse, self.entropy = teacher_stats(self.user, self.item, self.temperature, self.normalize)
+        self.lse, self.entropy = _stats(self.user, self.item, self.temperature, self.normalize)
 
     def weight(self, weight_range: tuple[float, float] = (0.1, 1.0)) -> Tensor:
         """w_u = clamp(1 - H(p_u) / log N, *weight_range) (ProMax Eq. 13): [M]."""
@@ -172,7 +172,7 @@ def _batch_rows(user: Tensor, teacher_user: Tensor, users: Tensor | None) -> tup
     index_vector("users", users, size=whole, device=user.device)
     rows = []
     for name, table in (("user", user), ("teacher_user", teacher_user)):
-        if table.size(0) not in (whole, users.size(0)):
+        if table.size(0) != whole and table.size(0) != users.size(0):  # torch.compile's sizes are found in no tuple
             raise ValueError(f"{name}: want {whole} rows, or one for each of users, got {table.size(0)}")
         rows.append(users if table.size(0) == whole else None)
     return rows[0], rows[1]

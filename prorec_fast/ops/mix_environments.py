@@ -55,7 +55,8 @@ def mix_environments_backward(
     elif needs[0]:
         grad_profiles = mix(grad_out, weights.T)
     if needs[1]:
-        grad_weights = (grad_out.flatten(1).float() @ profiles.flatten(1).float().T).to(weights.dtype)
+        with torch.autocast(grad_out.device.type, enabled=False):
+            grad_weights = (grad_out.flatten(1).float() @ profiles.flatten(1).float().T).to(weights.dtype)
     return grad_profiles, grad_weights
 
 

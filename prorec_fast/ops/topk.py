@@ -38,7 +38,7 @@ def topk(
         return topk_reference(user, item, k, exclude=rows, users=users)
     indptr, indices = rows or (None, None)
     if torch.compiler.is_compiling():
-        return torch.ops.prorec_fast.topk(user, item, k, indptr, indices, users)
+        return torch.ops.prorec_fast.topk(user.detach(), item.detach(), k, indptr, indices, users)
     return topk_kernel(user, item, k, indptr, indices, users)
 
 

@@ -77,6 +77,7 @@ def sparsity_levels(counts: Tensor) -> tuple[Tensor, Tensor]:
     return quartiles, torch.searchsorted(quartiles, counts.double(), right=True)
 
 
+@torch.no_grad()
 def rank_candidates(
     graph: BipartiteGraph,
     user_profiles: Tensor,

@@ -16,6 +16,7 @@ from .tables import finite_matrix, row_parts
 
 
 @operation("similar_users")
+@torch.no_grad()
 def similar_users(user_profiles: Tensor, k: int = 10, *, users: Tensor | None = None) -> Tensor:
     """The k users with the most similar profiles by cosine, without the user (ProMax Eq. 5).
 

@@ -31,6 +31,7 @@ class Whitening:
         self.projection: Tensor | None = None
         self.eigenvalues: Tensor | None = None
 
+    @torch.no_grad()
     def fit(self, x: Tensor) -> Whitening:
         """Learns mean and projection from x [n, d], n > 1; returns itself.
 
@@ -61,6 +62,7 @@ class Whitening:
         self.mean, self.eigenvalues, self.projection = mean, eigenvalues.clone(), vectors / eigenvalues.sqrt()
         return self
 
+    @torch.no_grad()
     def transform(self, x: Tensor) -> Tensor:
         """x [n, d] -> [n, dim], float64 for a float64 x and float32 otherwise.
 

@@ -62,12 +62,12 @@ def _castable(value: Any) -> bool:
 
 
 def _refuse_transforms(name: str, tensors: Sequence[Tensor]) -> None:
-    if any(t.dtype == torch.float64 for t in tensors):
+    dual = forward_ad._current_level >= 0
+    if not dual and not torch._C._are_functorch_transforms_active():
         return
     transformed = any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
-    if forward_ad._current_level >= 0:
-        transformed |= any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-    if transformed:
+    transformed |= dual and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    if transformed and all(t.dtype != torch.float64 for t in tensors):
         raise RuntimeError(
             f"{name}: torch.func and forward-mode differentiation need float64 inputs, which run the reference"
         )

@@ -108,6 +108,7 @@ def grad_scaler(call: Call) -> None:
         assert torch.equal(table, old - table.grad)
 
 
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)  # which torch 2.6 wants for candidate_items
 def compiled(call: Call) -> None:
     """In one graph without breaks, forward and backward, for batches of any size."""
     torch._dynamo.reset()

@@ -42,7 +42,7 @@ def operation(name: str, cast: Cast | None = None) -> Callable[[Callable[..., An
             if not torch.compiler.is_compiling():
                 _refuse_transforms(name, tensors)
             device = tensors[0].device.type if tensors else "cpu"
-            if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            if not _has_autocast(device) or not torch.is_autocast_enabled(device):
                 return function(*arguments, **options)
             dtypes = [t.dtype for t in tensors if _castable(t)]
 
@@ -55,6 +55,13 @@ def operation(name: str, cast: Cast | None = None) -> Callable[[Callable[..., An
         return run
 
     return decorate
+
+
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
+_has_autocast._dynamo_marked_constant = True  # torch 2.6 cannot trace it
 
 
 def _castable(value: Any) -> bool:

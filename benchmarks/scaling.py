@@ -212,7 +212,7 @@ def main() -> int:
     parser.add_argument("operations", nargs="*", metavar="OP", help=f"default: all of {', '.join(GROWTHS)}")
     parser.add_argument("--axis", nargs="+", choices=AXES, default=list(AXES), metavar="AXIS")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seconds", type=float, default=3.0, help="the longest that a call may take (default: 3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="the longest that a call may take (default: 2)")
     parser.add_argument("--memory", type=float, default=math.inf, metavar="GIB", help="default: what there is")
     parser.add_argument("--out", type=Path, help="the results file; default: benchmarks/results/<machine>.json")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the figures there, too")

@@ -12,7 +12,7 @@ PRF_INLINE Vec exp(Vec x) {
   const Vec bounded = max(splat(-87.f), min(splat(88.7f), x));
   const Vec shifted = bounded * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
   const Vec rest = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // less n ln 2, the high part of which is exact
-  const Vec e = bits<Vec>(bits<IVec>(exp2(rest * 1.44269504f)) + (bits<IVec>(shifted) << 23));
+  const Vec e = bits<Vec>(bits<UVec>(exp2(rest * 1.44269504f)) + (bits<UVec>(shifted) << 23));
   return x > 88.7f ? splat(__builtin_inff()) : e;
 }
 

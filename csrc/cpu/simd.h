@@ -23,6 +23,7 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IVec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UVec __attribute__((vector_size(kLanes * 4)));  // for sums and shifts of bits, which may overflow
 typedef float VecUnaligned __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
 PRF_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
@@ -79,7 +80,7 @@ PRF_INLINE Vec exp2(Vec x) {
   p = p * f + 2.4022242e-1f;
   p = p * f + 6.9314700e-1f;
   p = p * f + 1.0f;
-  return bits<Vec>(bits<IVec>(p) + (bits<IVec>(shifted) << 23));
+  return bits<Vec>(bits<UVec>(p) + (bits<UVec>(shifted) << 23));
 }
 
 // The same with x below -126 taken as -126 (1.2e-38).
@@ -87,8 +88,8 @@ PRF_INLINE Vec exp2_bounded_above(Vec x) { return exp2(max(splat(-126.f), x)); }
 
 // ln(x) to 2e-7 absolute or relative, for normal positive x.
 PRF_INLINE Vec log(Vec x) {
-  const IVec exponent = (bits<IVec>(x) - 0x3f3504f3) >> 23;        // so that the mantissa is in [sqrt(1/2), sqrt(2))
-  const Vec m = bits<Vec>(bits<IVec>(x) - (exponent << 23));
+  const IVec exponent = bits<IVec>(bits<UVec>(x) - 0x3f3504f3) >> 23;  // so that the mantissa is in [sqrt(1/2), sqrt(2))
+  const Vec m = bits<Vec>(bits<UVec>(x) - (bits<UVec>(exponent) << 23));
   const Vec s = (m - 1.f) / (m + 1.f);                             // ln m = 2 atanh(s), |s| < 0.172
   const Vec s2 = s * s;
   Vec p = s2 * (2.f / 9) + 2.f / 7;

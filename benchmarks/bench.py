@@ -79,7 +79,7 @@ def results_of(
         job = {"device": todo[0].device, "mode": mode, "rounds": rounds, "names": names}
         job["cells"] = [asdict(cell) for cell in todo]
         environment = {**os.environ, **ENVIRONMENTS.get(mode, {})}
-        command = [sys.executable, __file__, "--worker", json.dumps(job)]
+        command = [sys.executable, "-W", "ignore:Sparse", __file__, "--worker", json.dumps(job)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             watch = threading.Timer(min(deadline - time.monotonic(), threading.TIMEOUT_MAX), process.kill)
             watch.start()
@@ -119,10 +119,11 @@ class Run:
                 print(f"{label}: left out: {result['left out']}", file=sys.stderr)
             self.left_out.add(label)
             return
-        entry = self._found(cell) or _identity(cell)
+        identity = _identity(cell) | {"commit": self.record.commit}
+        entry = self._found(cell) or identity
         if "failed" in result:
             self.well = False
-            entry = _identity(cell) | result
+            entry = identity | result
             print(f"{label}: failed: {result['failed']}", file=sys.stderr)
         for mode, times in result.get("modes", {}).items():
             rated = {name: {**of, **self._rates(cell, entry, of["median_ms"])} for name, of in times.items()}
@@ -154,7 +155,7 @@ class Run:
 
 def _identity(cell: Cell) -> dict[str, Any]:
     of = {"operation": cell.case.operation, "variant": cell.case.variant, "size": cell.size, "pass": cell.passing}
-    done = work(cell)
+    of["data"], done = cell.at.data, work(cell)
     return {**of, "precision": cell.precision, **({"work": done} if done else {})}
 
 

@@ -34,7 +34,7 @@ def providers(at: Setting = AMAZON_BOOK):
 
     return {
         FIELD: field,
-        NUMPY: shuffled(lambda shuffled_users: rejection(graph, shuffled_users)),
+        NUMPY: shuffled(rejection(graph)),
         OURS: shuffled(lambda shuffled_users: sample_negatives(graph, shuffled_users)),
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
-from sizes import AMAZON_BOOK, EAGER, OURS, Provider, Setting
+from sizes import AMAZON_BOOK, EAGER, OURS, Provider, Setting, adam
 from torch import Tensor
 from torch.nn.functional import dropout, linear, log_softmax, normalize
 
@@ -46,8 +46,8 @@ def providers(at: Setting = AMAZON_BOOK) -> dict[str, Provider]:
             model.encoder.bias[model.dim :] = NARROW
         return model
 
-    def step(parameters: list[Tensor], loss: Callable[[], Tensor], **adam: bool) -> Provider:
-        optimizer = torch.optim.Adam(parameters, lr=0.0, **adam)  # so that every step is the same
+    def step(parameters: list[Tensor], loss: Callable[[], Tensor]) -> Provider:
+        optimizer = adam(parameters, at.device)
 
         def run() -> list[Tensor]:
             optimizer.zero_grad(set_to_none=True)
@@ -75,6 +75,5 @@ def providers(at: Setting = AMAZON_BOOK) -> dict[str, Provider]:
     if at.exact:
         return found
     model = make()
-    fused = {"fused": True, "capturable": at.device == "cuda"}
-    found[OURS] = step(list(model.parameters()), lambda: sum(model.loss_terms(users).values()), **fused)
+    found[OURS] = step(list(model.parameters()), lambda: sum(model.loss_terms(users).values()))
     return found

@@ -5,11 +5,13 @@ The eager forms are those of the authors' released code: the MLP runs over all u
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from bench_propagate import LAYERS
-from bench_ranking_metrics import KS, measures
+from bench_ranking_metrics import KS, measures, seen, truth
 from bench_step import REG, coo_propagation
-from sizes import AMAZON_BOOK, EAGER, OURS, Provider, Setting, loss_and_gradients
+from sizes import AMAZON_BOOK, EAGER, OURS, Provider, Setting, adam, loss_and_gradients
 from torch import Tensor
 from torch.nn.functional import leaky_relu, linear
 
@@ -23,6 +25,7 @@ from prorec_fast.reference.info_nce import info_nce as info_nce_reference
 
 BATCH_OF_USERS = 1024  # in the released evaluation
 UNIQUE, PRODUCTS = "eager, distinct rows", "its matrix products alone"
+__all__ = ["seen"]  # of an evaluation's metrics, for cases.py
 ONCE, REPEATED = "eager, MLP once", f"eager, MLP for every {BATCH_OF_USERS} users"
 TAU, EPS, UNIFORMITY, VARIANCE = 0.2, 1e-5, 0.4, 10.0
 
@@ -116,8 +119,8 @@ def step_providers(at: Setting = AMAZON_BOOK):
     batch = triplets(at)
     parameters = objective.all_parameters()
 
-    def step(terms, **adam) -> Provider:
-        optimizer = torch.optim.Adam(parameters, lr=0.0, **adam)  # so that every step is the same
+    def step(terms) -> Provider:
+        optimizer = adam(parameters, at.device)
 
         def run() -> list[Tensor]:
             torch.manual_seed(3)  # the same environments everywhere
@@ -131,7 +134,7 @@ def step_providers(at: Setting = AMAZON_BOOK):
     found = {EAGER: step(_eager_terms(at, model, objective))}
     if at.exact:
         return found
-    found[OURS] = step(objective.terms, fused=True, capturable=at.device == "cuda")
+    found[OURS] = step(objective.terms)
     return found
 
 
@@ -174,14 +177,24 @@ def _eager_terms(at: Setting, model: LightGCN, objective):
     return terms
 
 
+def _ranked(at: Setting, objective) -> Tensor:
+    user, item = objective.representation()
+    return topk(user, item, max(KS), exclude=at.graph(), users=at.distinct(at.num_users, at.test_users))[1]
+
+
+@torch.no_grad()
+def _lists(at: Setting) -> Tensor:
+    return _ranked(at, _objective(at)[1])
+
+
 def evaluation_providers(at: Setting = AMAZON_BOOK):
     """A whole evaluation: representations, ranking, metrics. As released, the MLP runs for every batch of users."""
     model, objective = _objective(at)
     graph, test_users = at.graph(), at.distinct(at.num_users, at.test_users)
-    measure = measures(at)
+    measure = measures(at, truth(at, _lists(replace(at, exact=False))))
     user_tables, item_tables = profiles(at)
     propagate = coo_propagation(graph, model.user_embedding.dtype)
-    seen = graph.to_sparse_csr().to_dense().bool()
+    masked = graph.to_sparse_csr().to_dense().bool()
 
     def pooled(rows: list[Tensor]) -> Tensor:
         return torch.stack([mlp(objective.head, t) for t in rows]).mean(0)
@@ -195,13 +208,11 @@ def evaluation_providers(at: Setting = AMAZON_BOOK):
             if not once:
                 of_users, of_items = pooled(user_tables), pooled(item_tables)
             scores = (user[users] + of_users[users]) @ (item + of_items).T
-            found.append(scores.masked_fill_(seen[users], -torch.inf).topk(max(KS)).indices)
+            found.append(scores.masked_fill_(masked[users], -torch.inf).topk(max(KS)).indices)
         return [measure[EAGER](torch.cat(found))]
 
     @torch.no_grad()
     def ours() -> list[Tensor]:
-        user, item = objective.representation()
-        _, items = topk(user, item, max(KS), exclude=graph, users=test_users)
-        return [measure[OURS](items)]
+        return [measure[OURS](_ranked(at, objective))]
 
     return {ONCE: lambda: eager(True), REPEATED: lambda: eager(False), OURS: ours}

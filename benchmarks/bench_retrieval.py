@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_topk import STOCK
-from sizes import AMAZON_BOOK, EAGER, OURS, Setting, Unavailable
+from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled
 
 from prorec_fast import retrieval
 from prorec_fast.ops.pair_scores import pair_scores
@@ -16,16 +16,21 @@ SIMILAR = 10
 
 
 def similar_users_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
-    """By the cosines of the lists: where two cosines differ by a rounding, either may come first."""
     profiles = at.table(at.num_users, 1, dim).detach()
-    unit = F.normalize(profiles)
 
     def stock():
         unit = F.normalize(profiles)
-        return (unit @ unit.T).fill_diagonal_(float("-inf")).topk(SIMILAR).indices
+        return [(unit @ unit.T).fill_diagonal_(float("-inf")).topk(SIMILAR).indices]
 
-    found = {STOCK: stock, OURS: lambda: retrieval.similar_users(profiles, SIMILAR)}
-    return {name: lambda run=run: [(unit[run()] @ unit[:, :, None])[:, :, 0]] for name, run in found.items()}
+    return {STOCK: stock, OURS: lambda: [retrieval.similar_users(profiles, SIMILAR)], COMPILED: compiled(stock)}
+
+
+def similar_users_seen(at: Setting, results: list[torch.Tensor], dim: int = 384) -> list[torch.Tensor]:
+    """The cosines with the users of the lists, NaN for a user's own: where two differ by a rounding, either user may
+    come first."""
+    (similar,), unit = results, F.normalize(at.table(at.num_users, 1, dim).detach().double())
+    cosines = torch.stack([(unit * unit[column]).sum(1) for column in similar.T], dim=1)
+    return [cosines.masked_fill(similar == torch.arange(len(unit), device=unit.device)[:, None], torch.nan)]
 
 
 def similar_to(at: Setting) -> torch.Tensor:
@@ -39,12 +44,13 @@ def candidates(at: Setting):
 
 
 def candidate_items_providers(at: Setting = AMAZON_BOOK):
-    """Exact. The sizes depend on the contents, so torch.compile has nothing to fuse."""
+    """Exact."""
     graph, similar = at.graph(), similar_to(at)
     return {
         EAGER: lambda: list(candidate_items_reference(*graph.csr(), at.num_items, similar)),
         OURS: lambda: list(retrieval.candidate_items(graph, similar)),
         SCIPY: _scipy(at, similar),
+        COMPILED: Unavailable("sizes depend on the contents: nothing to fuse"),
     }
 
 
@@ -75,7 +81,8 @@ def pair_scores_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
     """The cosines of every user's candidates."""
     user, item = at.table(at.num_users, 1, dim).detach(), at.table(at.num_items, 2, dim).detach()
     rows = candidates(at)[:2]
-    return {
-        EAGER: lambda: [pair_scores_reference(user, item, *rows)],
-        OURS: lambda: [pair_scores(user, item, *rows)],
-    }
+
+    def eager():
+        return [pair_scores_reference(user, item, *rows)]
+
+    return {EAGER: eager, OURS: lambda: [pair_scores(user, item, *rows)], COMPILED: compiled(eager)}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, compiled
@@ -11,19 +13,23 @@ POPULAR = "ours, popularity 0.75"
 NUMPY = "NumPy, rejection"
 
 
-def rejection(graph: BipartiteGraph, users: torch.Tensor) -> torch.Tensor:
+def rejection(graph: BipartiteGraph) -> Callable[[torch.Tensor], torch.Tensor]:
     """What a vectorised NumPy sampler does: draw, look up in the sorted edges, draw again where it hit."""
     rows, items = (t.cpu().numpy() for t in graph.edges())
-    keys, user = rows * graph.num_items + items, users.cpu().numpy()
-    generator = np.random.default_rng()
-    negatives, todo = np.empty_like(user), np.arange(user.size)
-    while todo.size:
-        drawn = generator.integers(graph.num_items, size=todo.size)
-        key = user[todo] * graph.num_items + drawn
-        taken = keys[np.searchsorted(keys, key).clip(max=keys.size - 1)] == key
-        negatives[todo[~taken]] = drawn[~taken]
-        todo = todo[taken]
-    return torch.from_numpy(negatives)[:, None].to(users.device)
+    keys, generator = rows * graph.num_items + items, np.random.default_rng()
+
+    def sample(users: torch.Tensor) -> torch.Tensor:
+        user = users.cpu().numpy()
+        negatives, todo = np.empty_like(user), np.arange(user.size)
+        while todo.size:
+            drawn = generator.integers(graph.num_items, size=todo.size)
+            key = user[todo] * graph.num_items + drawn
+            taken = keys[np.searchsorted(keys, key).clip(max=keys.size - 1)] == key
+            negatives[todo[~taken]] = drawn[~taken]
+            todo = todo[taken]
+        return torch.from_numpy(negatives)[:, None].to(users.device)
+
+    return sample
 
 
 def epoch(at: Setting) -> torch.Tensor:
@@ -49,8 +55,9 @@ def providers(at: Setting = AMAZON_BOOK):
 def other_providers(at: Setting = AMAZON_BOOK):
     """Samplers that each draw negatives of their own."""
     graph, users = at.graph(), epoch(at)
+    drawn_again = rejection(graph)
     return {
-        NUMPY: lambda: [rejection(graph, users)],
+        NUMPY: lambda: [drawn_again(users)],
         OURS: lambda: [sample_negatives(graph, users)],
         POPULAR: lambda: [sample_negatives(graph, users, popularity=0.75)],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from baseline.graph import coo_adjacency, propagated
 from bench_propagate import LAYERS, enriched
-from sizes import AMAZON_BOOK, EAGER, OURS, Setting
+from sizes import AMAZON_BOOK, EAGER, OURS, Setting, adam
 
 from prorec_fast import BipartiteGraph, losses, propagate
 from prorec_fast.ops.distinct import distinct
@@ -31,9 +31,9 @@ def providers(at: Setting = AMAZON_BOOK):
     negatives = torch.randint(at.num_items, (at.batch,), generator=torch.Generator().manual_seed(7)).to(at.device)
     graphs = at.graph(), enriched(at)
 
-    def step(propagations, bpr, reshaping, **adam):
+    def step(propagations, bpr, reshaping):
         parameters = [(0.1 * t).requires_grad_() for t in tables]
-        optimizer = torch.optim.Adam(parameters, lr=0.0, **adam)  # so that every step is the same
+        optimizer = adam(parameters, at.device)
 
         def run():
             (user, item), (other_user, other_item) = (p(*parameters) for p in propagations)
@@ -75,5 +75,5 @@ def providers(at: Setting = AMAZON_BOOK):
         return SDR_WEIGHT * sdr + S2DR_WEIGHT * s2dr
 
     layers = [lambda user, item, g=g: propagate(g, user, item, LAYERS, combine="sum") for g in graphs]
-    found[OURS] = step(layers, losses.bpr, reshaping, fused=True, capturable=at.device == "cuda")
+    found[OURS] = step(layers, losses.bpr, reshaping)
     return found

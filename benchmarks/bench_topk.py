@@ -12,9 +12,13 @@ STOCK = "mm + mask + torch.topk"
 IMPLICIT, FAISS = "implicit", "faiss"
 
 
+def tables(at: Setting) -> tuple[Tensor, Tensor]:
+    return at.table(at.num_users, 1).detach(), at.table(at.num_items, 2).detach()
+
+
 def rankers(at: Setting, k: int):
     """{name: function that ranks the test users over all items without those of training, or why there is none}."""
-    user, item = at.table(at.num_users, 1).detach(), at.table(at.num_items, 2).detach()
+    user, item = tables(at)
     users, train = at.distinct(at.num_users, at.test_users), at.graph()
     masked = row_entries(*train.csr(), users)  # the stock form's index is made outside of its time
 
@@ -84,10 +88,20 @@ def _faiss(user: Tensor, item: Tensor, users: Tensor, masked: tuple[Tensor, Tens
 
 
 def providers(at: Setting = AMAZON_BOOK, k: int = 20):
-    """Scores only: where two scores differ by a rounding, either may come first."""
     found = rankers(at, k)
     if at.exact:
         del found[EAGER]  # it sorts whole rows, which takes long and gives no other scores
-    return {
-        name: rank if isinstance(rank, Unavailable) else (lambda rank=rank: [rank()[0]]) for name, rank in found.items()
-    }
+    there = {name: lambda rank=rank: list(rank()) for name, rank in found.items() if not isinstance(rank, Unavailable)}
+    return found | there
+
+
+def seen(at: Setting, results: list[Tensor]) -> list[Tensor]:
+    """The scores, and those of the items that came with them, NaN for an item that is to be left out: where two scores
+    differ by a rounding, either item may come first."""
+    scores, items = results
+    user, item = (t.double() for t in tables(at))
+    users, items = at.distinct(at.num_users, at.test_users), items.long()
+    own = torch.stack([(user[users] * item[column]).sum(1) for column in items.T], dim=1)
+    rows, columns = row_entries(*at.graph().csr(), users)
+    keys = torch.arange(len(users), device=items.device)[:, None] * at.num_items + items
+    return [scores, own.masked_fill(torch.isin(keys, rows * at.num_items + columns), torch.nan)]

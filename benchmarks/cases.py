@@ -9,7 +9,7 @@ from typing import Any
 
 from bench_distribution_kl import CHUNKED
 from bench_propagate import CSR
-from sizes import SIZES, TINY, Provider, Setting, Unavailable
+from sizes import COMPILED, SIZES, TINY, Provider, Setting, Unavailable
 from work import WORK, Calls
 
 TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
@@ -37,6 +37,7 @@ class Case:
         precisions: on a CUDA device.
         compiled: whether torch.compile's providers are timed: a compilation takes many seconds.
         agree: whether providers give the same numbers; else the file's `check` looks at each one's.
+        seen: the file's function that makes of results, outside of the time, what is compared.
         least_tolerance: where the precision's own is too narrow.
         instead: how the provider's name begins that gives the truth where the definition in float64 does not fit.
         cpu: whether it is timed on a CPU too.
@@ -55,6 +56,7 @@ class Case:
     precisions: tuple[str, ...] = ("float32",)
     compiled: bool = False
     agree: bool = True
+    seen: str = ""
     least_tolerance: float = 0.0
     instead: str | None = None
     cpu: bool = True
@@ -76,7 +78,7 @@ _SHAPING = Case("distribution_kl", "bench_distribution_kl", precisions=EVERY_PRE
 _BLOCKS = Case(
     "info_nce_blocks", "bench_info_nce", passes=PASSES[1:], sizes=PAPERS, precisions=EVERY_PRECISION, compiled=True
 )
-_PROPAGATE = Case("propagate", "bench_propagate", precisions=WIDE_AND_NARROW, instead=CSR)
+_PROPAGATE = Case("propagate", "bench_propagate", precisions=WIDE_AND_NARROW, compiled=True, instead=CSR)
 _ENVIRONMENTS = Case("environment_bpr", "bench_environment_bpr", precisions=WIDE_AND_NARROW, compiled=True)
 _DECODER = Case("multinomial_nll", "bench_multinomial_nll", setting=DECODER, precisions=EVERY_PRECISION, compiled=True)
 _STEP = {"passes": PASSES[1:], "sizes": PAPERS}
@@ -87,7 +89,7 @@ CASES: dict[str, Case] = {case.name: case for case in (
     _SHAPING,
     _BLOCKS,
     _PROPAGATE,
-    _variant(_PROPAGATE, "both graphs", arguments={"both": True}, cpu=False),
+    _variant(_PROPAGATE, "both graphs", arguments={"both": True}, compiled=False, cpu=False),
     Case("promax_step", "bench_step", precisions=("float32", "tf32"), **_STEP),
     Case("mult_vae_step", "bench_mult_vae", setting={"batch": 1024}, precisions=("float32", "tf32"), **_STEP),
     Case("profile_mlp", "bench_proex", "head_providers", least_tolerance=2e-3, rounds=5, **_STEP),
@@ -95,23 +97,25 @@ CASES: dict[str, Case] = {case.name: case for case in (
          sizes=ONE),
     Case("batch_uniformity", "bench_proex", "uniformity_providers", **_STEP),
     Case("proex_step", "bench_proex", "step_providers", rounds=5, **_STEP),
-    Case("proex_evaluation", "bench_proex", "evaluation_providers", least_tolerance=1e-3, rounds=3, **_WHOLE),
-    Case("evaluation", "bench_ranking_metrics", "evaluation_providers", precisions=EVERY_PRECISION,
+    Case("proex_evaluation", "bench_proex", "evaluation_providers", seen="seen", least_tolerance=1e-3, rounds=3,
+         **_WHOLE),
+    Case("evaluation", "bench_ranking_metrics", "evaluation_providers", precisions=EVERY_PRECISION, seen="seen",
          least_tolerance=1e-3, **_WHOLE),
-    Case("topk", "bench_topk", passes=PASSES[:1], precisions=EVERY_PRECISION, compiled=True),
-    Case("sample_negatives", "bench_sample_negatives", passes=PASSES[:1]),
+    Case("topk", "bench_topk", passes=PASSES[:1], precisions=EVERY_PRECISION, compiled=True, seen="seen"),
+    Case("sample_negatives", "bench_sample_negatives", passes=PASSES[:1], compiled=True),
     Case("sample_negatives", "bench_sample_negatives", "other_providers", "other samplers", agree=False,
          passes=PASSES[:1], sizes=ONE),
     Case("epoch_batches", "bench_epoch", agree=False, **_WHOLE),
     _variant(_SHAPING, "4096 x 1 million, d 64", passes=PASSES[1:], setting=MILLION, precisions=("tf32", "bfloat16"),
              compiled=False, cpu=False, small=False),
-    _variant(_PROPAGATE, "100 million edges, d 64", passes=PASSES[1:], setting=HUNDRED_MILLION_EDGES, cpu=False,
-             small=False),
+    _variant(_PROPAGATE, "100 million edges, d 64", passes=PASSES[1:], setting=HUNDRED_MILLION_EDGES,
+             compiled=False, cpu=False, small=False),
     _variant(_SHAPING, "eps 1e-8", arguments={"eps": 1e-8}, precisions=("float32", "tf32")),
     _variant(_SHAPING, "kl, unweighted", arguments={"divergence": "kl", "weighting": "none"}, cpu=False),
     _variant(_BLOCKS, "eps 0", arguments={"eps": 0.0}),
     *(_variant(_SHAPING, f"d {dim}", setting={"dim": dim}, compiled=False) for dim in (64, 128)),
-    *(_variant(_PROPAGATE, f"d {dim}", setting={"dim": dim}, precisions=("float32",)) for dim in (64, 128)),
+    *(_variant(_PROPAGATE, f"d {dim}", setting={"dim": dim}, precisions=("float32",), compiled=False)
+      for dim in (64, 128)),
     Case("teacher_distribution", "bench_distribution_kl", "teacher_providers", passes=PASSES[:1], sizes=PAPERS,
          compiled=True),
     Case("info_nce", "bench_info_nce", "nce_providers", precisions=EVERY_PRECISION, compiled=True),
@@ -126,10 +130,11 @@ CASES: dict[str, Case] = {case.name: case for case in (
     _ENVIRONMENTS,
     _variant(_ENVIRONMENTS, "d 64, K 8, E 8", arguments={"profiles": 8, "environments": 8}, setting={"dim": 64},
              precisions=("float32",)),
-    Case("ranking_metrics", "bench_ranking_metrics", passes=PASSES[:1]),
-    Case("candidate_items", "bench_retrieval", "candidate_items_providers", passes=PASSES[:1]),
-    Case("pair_scores", "bench_retrieval", "pair_scores_providers", passes=PASSES[:1]),
-    Case("similar_users", "bench_retrieval", "similar_users_providers", **_WHOLE),
+    Case("ranking_metrics", "bench_ranking_metrics", passes=PASSES[:1], compiled=True, seen="seen"),
+    Case("candidate_items", "bench_retrieval", "candidate_items_providers", passes=PASSES[:1], compiled=True),
+    Case("pair_scores", "bench_retrieval", "pair_scores_providers", passes=PASSES[:1], compiled=True),
+    Case("similar_users", "bench_retrieval", "similar_users_providers", compiled=True, seen="similar_users_seen",
+         **_WHOLE),
 )}
 # fmt: on
 
@@ -172,10 +177,13 @@ class Cell:
         return of(self.at, **{key: value for key, value in self.case.arguments.items() if key in known})
 
     def build(self, at: Setting) -> dict[str, Provider | Unavailable]:
-        """The providers, of which torch.compile's alone where the case says so."""
+        """The providers; where the case is not for torch.compile, why in place of its."""
         passing = {} if len(self.case.passes) == 1 else {"backward": self.passing == BACKWARD}
         built = getattr(import_module(self.case.file), self.case.function)(at, **self.case.arguments, **passing)
-        return {name: run for name, run in built.items() if self.case.compiled or "torch.compile" not in name}
+        if self.case.compiled:
+            return built
+        left = Unavailable("not compiled: it would take long and say no more than other variants")
+        return {name: left if COMPILED in name else run for name, run in built.items()}
 
     def small_build(self) -> dict[str, Provider | Unavailable]:
         """The same for inputs that take no time."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,9 @@ from same_training import BASELINE, assert_same_training
 from sizes import OURS
 from timing import ALLOCATORS
 from training_lines import training_lines
-from trainings import TIMED, TRAININGS, dataset, train_baseline, train_ours
+from trainings import TIMED, TRAININGS, dataset, save, train_baseline, train_ours
+
+import prorec_fast
 
 SETTLED = {OURS: 3, BASELINE: 1}  # epochs before it; ours compile, capture and tune themselves in theirs
 PREPARE = "prepare"
@@ -46,14 +47,12 @@ def work(side: str, name: str, data: str, device: str, **settings: Any) -> dict[
     """What one process does: prepare the data, or train."""
     if side != PREPARE:
         train = train_ours if side == OURS else train_baseline
-        with open(data, "rb") as file:
-            return train(name, pickle.load(file), device=device, **settings)
+        return train(name, prorec_fast.data.load(data), device=device, **settings)
     found, training = dataset(name, **settings), TRAININGS[name]
     assert_same_training(name, found, device)
-    with open(data, "wb") as file:
-        pickle.dump(found, file)
     return {
         "data": found.name,
+        "folder": str(save(found, Path(data))),
         "sizes": {"users": found.num_users, "items": found.num_items, "edges": found.train.num_edges},
         "framework": training.framework(found).config(),
         "warmup_epochs": training.warmup_epochs(found),
@@ -78,10 +77,11 @@ def measure(name: str, arguments: argparse.Namespace, time_left: Callable[[], fl
     planned = [*before, (OURS, "default", {"epochs": wanted}), *after]
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        task = {"name": name, "device": arguments.device, "data": str(Path(scratch, "data.pickle"))}
+        task = {"name": name, "device": arguments.device, "data": scratch}
         about = in_a_process({}, side=PREPARE, tiny=arguments.tiny, **task)
         if "failed" in about:
             return about
+        task["data"] = about.pop("folder")
         for done, (side, allocator, settings) in enumerate(planned):
             share = time_left() / (len(planned) - done)
             if share > 0:
@@ -176,6 +176,7 @@ def main() -> int:
         found = measure(name, arguments, lambda end=end: end - time.monotonic())
         if "ours" in found:
             data = found.pop("data")
+            found["commit"] = record.commit
             record.add(SECTION, data, {**record.content.get(SECTION, {}).get(data, {}), name: found})
             print(*training_lines(data, name, found), sep="\n", flush=True)
         else:

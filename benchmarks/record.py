@@ -3,6 +3,7 @@ or with --name what this GPU's file is called."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -10,12 +11,16 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prorec_fast._files import write_atomically
+
+OTHERS = ("numpy", "scipy", "implicit", "faiss-cpu", "liger-kernel", "cut-cross-entropy")
 RESULTS = Path(__file__).parent / "results"
 if not RESULTS.is_dir():  # installed
     RESULTS = Path()
@@ -33,16 +38,21 @@ def machine(device: str) -> dict[str, Any]:
         "instruction set": _native.extension().isa(),
         "torch": torch.__version__,
         "prorec_fast": prorec_fast.__version__,
-        "commit": _commit(),
+        "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()),
     }
+    for name in OTHERS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found | (_gpu() if device == "cuda" else {})
 
 
 def _commit() -> str:
-    """Of the working tree; where that came without its history, GIT_COMMIT says it."""
-    here = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
-    if shutil.which("git"):
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **here)
+    """Of the working tree, and whether it has changes; where that came without its history, GIT_COMMIT says it."""
+    root = Path(__file__).resolve().parents[1]
+    if shutil.which("git") and (root / ".git").exists():
+        command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         if done.returncode == 0:
             return done.stdout.strip()
     return os.environ.get("GIT_COMMIT", "unknown")
@@ -79,13 +89,22 @@ def default_file(device: str, folder: Path = RESULTS) -> Path:
 
 
 class Record:
-    """A results file as it grows; what it had stays where machine and commit are the same. Without a file, the content
-    alone."""
+    """A results file as it grows; without a file, the content alone. What it had stays where the machine and all
+    versions are the same, else it is moved aside.
+
+    Attributes:
+        commit: whose figures are added; each entry names its own.
+    """
 
     def __init__(self, file: Path | None, device: str) -> None:
-        self.file, here = file, machine(device)
+        self.file, self.commit, here = file, _commit(), machine(device)
         earlier = json.loads(file.read_text()) if file is not None and file.exists() else {}
-        self.content: dict[str, Any] = earlier if earlier.get("machine") == here else {"machine": here}
+        if earlier and earlier.get("machine") != here:
+            aside = file.with_suffix(".earlier.json")
+            os.replace(file, aside)
+            print(f"{file}: of another machine or other versions, moved to {aside.name}", file=sys.stderr)
+            earlier = {}
+        self.content: dict[str, Any] = earlier or {"machine": here}
 
     def add(self, section: str, name: str, value: Any) -> None:
         """Sets content[section][name], and writes the file in one step."""
@@ -93,9 +112,7 @@ class Record:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.content, indent=1) + "\n")
-        os.replace(temporary, self.file)
+        write_atomically(self.file, (json.dumps(self.content, indent=1) + "\n").encode())
 
 
 def table(content: dict[str, Any]) -> list[str]:
@@ -103,7 +120,7 @@ def table(content: dict[str, Any]) -> list[str]:
     from sizes import OURS
     from training_lines import training_lines
 
-    named = ("gpu", "torch", "commit")
+    named = ("gpu", "processor", "torch")
     lines = [", ".join(f"{key} {value}" for key, value in content["machine"].items() if key in named)]
     lines += [f"  {name} {value:.4g}" for name, value in content.get("ceilings", {}).items()]
     for label, case in content.get("cases", {}).items():

@@ -36,7 +36,7 @@ def compare(old: dict[str, Any], new: dict[str, Any], labels: Collection[str] | 
             raise Incomparable(f"{key}: {before} in the old file, {after} in the new one")
     before, after = (content.get("cases", {}) for content in (old, new))
     both = [label for label in after if label in before and (labels is None or label in labels)]
-    if not both and labels != ():
+    if not both and labels is None:
         raise Incomparable("cases: the files have none in common")
     return [line for label in both for line in _worse(label, before[label], after[label])]
 

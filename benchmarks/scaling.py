@@ -4,7 +4,8 @@
                                  [--out FILE] [--plot FOLDER] [--tiny]
 
 Every value is twice the one before. A provider goes no further where its next call is foretold to hold more than
---memory (by default, than there is) or to take longer than --seconds, and the results file says which. On a CPU every
+--memory (by default, than there is) or to take longer than --seconds, and the results file says which; beyond the
+definition's last value, which it is compared with, ours goes on by itself. On a CPU every
 value has a process of its own, so that what a kernel keeps for its next call is counted, and where the system ends a
 process for its memory the others go on; times are those of bench.py's "tuned". Exponents are the slopes of log(time)
 and log(memory) over the upper half of the values.
@@ -61,7 +62,7 @@ def measured(growth: Growth, at: Setting, small: Setting, going: list[str], memo
                 raise
             stopped[name] = f"memory: {first_line(error)}"
     if len(results) == 2:
-        error = difference(results[1], results[0])
+        error = difference(*(growth.compared(at, of) for of in reversed(results)))
         assert error < TOLERANCE["float32"], f"{OURS} differs by {error:.2g}"
     results.clear()
     keep_freed()
@@ -238,7 +239,7 @@ def main() -> int:
             failed = True
             print(f"{name}, {axis}: failed: the process ended with {code}", flush=True)
         else:
-            entry = gathered(GROWTHS[name], lines)
+            entry = gathered(GROWTHS[name], lines) | {"commit": record.commit}
             record.add("scaling", name, {**record.content.get("scaling", {}).get(name, {}), axis: entry})
             print(said(name, axis, entry), flush=True)
     if arguments.plot:

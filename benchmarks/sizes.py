@@ -23,7 +23,7 @@ EAGER = "eager reference"
 COMPILED = "torch.compile"
 OURS = "ours"
 # A folder with an interactions.npz, or of such folders: a graph of a setting's size is taken from there.
-DATA = Path(os.environ.get("PROREC_FAST_BENCH_DATA") or Path(__file__).parents[2] / "shared/data")
+DATA = Path(folder) if (folder := os.environ.get("PROREC_FAST_BENCH_DATA")) else None
 
 Provider = Callable[[], list[Tensor]]
 
@@ -86,8 +86,17 @@ class Setting:
 
     def graph(self) -> BipartiteGraph:
         """The training edges of a data set of this size, or synthetic ones."""
-        graph = _stored_graph(self.num_users, self.num_items, self.train_edges, self.device)
-        return graph or _synthetic_graph(self.num_users, self.num_items, self.train_edges, self.skew, 0, self.device)
+        sizes, file = (self.num_users, self.num_items, self.train_edges), self._stored()
+        return _stored_graph(file, self.device) if file else _synthetic_graph(*sizes, self.skew, 0, self.device)
+
+    @property
+    def data(self) -> str:
+        """Whose the training edges are."""
+        file = self._stored()
+        return file.parent.name if file else "synthetic"
+
+    def _stored(self) -> Path | None:
+        return None if DATA is None else _stored_file(DATA, self.num_users, self.num_items, self.train_edges)
 
     def interactions(self, edges: int, seed: int) -> BipartiteGraph:
         """Other edges with long tails."""
@@ -117,14 +126,21 @@ TINY = replace(
 
 
 @cache
-def _stored_graph(num_users: int, num_items: int, edges: int, device: str) -> BipartiteGraph | None:
-    for file in (DATA / "interactions.npz", *sorted(DATA.glob("*/interactions.npz"))):
+def _stored_file(folder: Path, *sizes: int) -> Path | None:
+    """Of numbers of users, items and training edges."""
+    for file in (folder / "interactions.npz", *sorted(folder.glob("*/interactions.npz"))):
         if file.exists():
             with np.load(file, allow_pickle=False) as data:
-                if (*data["shape"], data["train_indices"].size) == (num_users, num_items, edges):
-                    graph = BipartiteGraph.from_csr(data["train_indptr"], data["train_indices"], num_items)
-                    return graph.to(torch.device(device))
+                if (*data["shape"], data["train_indices"].size) == sizes:
+                    return file
     return None
+
+
+@cache
+def _stored_graph(file: Path, device: str) -> BipartiteGraph:
+    with np.load(file, allow_pickle=False) as data:
+        graph = BipartiteGraph.from_csr(data["train_indptr"], data["train_indices"], int(data["shape"][1]))
+    return graph.to(torch.device(device))
 
 
 @cache
@@ -155,6 +171,11 @@ def compiled(function: Callable) -> Callable:
     """Wrapped when it is first called: torch's compiler takes seconds to import."""
     wrapped = cache(lambda: torch.compile(function, dynamic=False))
     return lambda *arguments, **options: wrapped()(*arguments, **options)
+
+
+def adam(parameters: list[Tensor], device: str) -> torch.optim.Optimizer:
+    """torch's fused Adam for every provider of a step, which stays where it is so that every step is the same."""
+    return torch.optim.Adam(parameters, lr=0.0, fused=True, capturable=device == "cuda")
 
 
 def loss_and_gradients(loss: Callable[[], Tensor], inputs: list[Tensor], backward: bool) -> Provider:

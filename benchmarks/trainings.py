@@ -23,6 +23,7 @@ from torch import nn
 
 import prorec_fast
 from prorec_fast.data import Dataset
+from prorec_fast.data.dataset import Interactions
 from prorec_fast.data.synthetic import SyntheticConfig, make_synthetic
 from prorec_fast.frameworks import PUBLISHED_SETTINGS, RELEASED, Framework, Plain, ProEx, ProMax
 from prorec_fast.models import Recommender
@@ -42,7 +43,7 @@ class Training:
     Attributes:
         model, framework: ours.
         baseline: the same training in plain PyTorch.
-        prepare: the data set with what is made once for it and not for a training, and nothing else.
+        prepare: the data set with what is made once for it and not for a training, as its own, and nothing else.
     """
 
     model: Callable[[Dataset], Recommender]
@@ -75,13 +76,14 @@ def _without_profiles(data: Dataset) -> Dataset:
 
 def _with_enriched_graph(data: Dataset) -> Dataset:
     data = data if data.has_profiles else data.with_cooccurrence_profiles()
-    assert data.enriched_graph.num_edges >= data.train_graph.num_edges
-    return data
+    indptr, indices = (part.numpy() for part in data.enriched_graph.csr())
+    return replace(data, train_enriched=Interactions(indptr, indices))
 
 
 def _with_profiles(data: Dataset) -> Dataset:
-    data.profiles_for(ProEx().num_profiles)
-    return data
+    users, items, provenance = data.profiles_for(ProEx().num_profiles)
+    (user, item), *further = zip(users, items, strict=True)
+    return replace(data, user_profiles=user, item_profiles=item, further_profiles=tuple(further), provenance=provenance)
 
 
 TRAININGS = {
@@ -119,6 +121,23 @@ def _synthetic(tiny: bool) -> Dataset:
         np.savez(place / "interactions.npz", **interactions)
         np.savez(place / "profiles_synthetic.npz", **profiles)
         return prorec_fast.data.load(place)
+
+
+def save(data: Dataset, folder: Path) -> Path:
+    """Writes a data set into `folder`, for `prorec_fast.data.load`; what it was named after is a folder in there."""
+    place = folder / data.name
+    place.mkdir()
+    splits = {name: getattr(data, name) for name in ("train", "valid", "test", "train_enriched")}
+    arrays = {
+        f"{name}_{key}": getattr(rows, key)
+        for name, rows in splits.items()
+        if rows is not None
+        for key in ("indptr", "indices")
+    }
+    np.savez(place / "interactions.npz", shape=np.array([data.num_users, data.num_items]), **arrays)
+    for number, (users, items) in enumerate(data.profile_pairs):
+        np.savez(place / f"profiles_{number:02d}.npz", users=users.numpy(), items=items.numpy())
+    return place
 
 
 _KEPT = ("epoch", "seconds", "valid_seconds")

@@ -234,8 +234,9 @@ def test_program_stops_in_time_and_says_what_failed(program, monkeypatch):
 def test_a_process_gives_what_it_found_or_that_it_failed(tmp_path, monkeypatch):
     import end_to_end
 
-    task = {"side": "prepare", "name": "lightgcn", "data": str(tmp_path / "data"), "device": "cpu", "tiny": True}
+    task = {"side": "prepare", "name": "lightgcn", "data": str(tmp_path), "device": "cpu", "tiny": True}
     found = end_to_end.in_a_process({}, **task)
-    assert found["data"] == "synthetic" and found["sizes"]["users"] == 60 and (tmp_path / "data").exists()
+    assert found["data"] == "synthetic" and found["sizes"]["users"] == 60
+    assert found["folder"] == str(tmp_path / "synthetic") and Path(found["folder"], "interactions.npz").exists()
     monkeypatch.setattr(sys, "executable", "false")
     assert end_to_end.in_a_process({}, **task) == {"failed": "the process ended with 1"}

@@ -63,7 +63,9 @@ def fake(called: list, foretold: dict[str, int], outputs: dict[str, float]):
 
         return {name: provider(name) for name in (EAGER, OURS)}
 
-    return SimpleNamespace(providers=providers, foretold=lambda at: foretold, baseline=EAGER)
+    return SimpleNamespace(
+        providers=providers, foretold=lambda at: foretold, baseline=EAGER, compared=lambda at, results: results
+    )
 
 
 def test_a_call_that_would_not_fit_is_not_made(scaling, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from support_features import FEATURES, OF_GRADIENTS, OF_TABLES, SIZES, assert_sa
 from torch import Tensor
 from training_data import tiny
 
-from prorec_fast import _native
+from prorec_fast import BipartiteGraph, _native, losses, propagate, topk
 from prorec_fast.frameworks import ProEx, ProMax
 from prorec_fast.frameworks.profile_head import ProfileHead, ProfileTables
 from prorec_fast.models import LightGCN, MultVAE
@@ -148,6 +149,25 @@ def test_support_captured(operation):
             table.mul_(1.5)
     graph.replay()
     assert_same(replayed, step(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler wants a C++ compiler")
+def test_torch_compile_as_it_comes():
+    """The table's entries are compiled by a backend that takes less time."""
+    graph = BipartiteGraph.from_edges(torch.arange(12) % 6, torch.arange(12) % 5, 6, 5)
+    user, item = (torch.randn(n, 8, requires_grad=True) for n in (6, 5))
+    teacher = losses.TeacherDistribution(torch.randn(6, 4), torch.randn(5, 4))
+
+    def step(user, item):
+        a, b = propagate(graph, user, item, 2)
+        loss = losses.distribution_kl(a, b, None, None, teacher=teacher) + losses.bpr(a[:5], b, b.flip(0))
+        return loss, topk(a, b, 3, exclude=graph)[0]
+
+    found = []
+    for function in (step, torch.compile(step, fullgraph=True)):
+        loss, scores = function(user, item)
+        found.append([loss, scores, *torch.autograd.grad(loss, [user, item])])
+    assert_same(*found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("operation", [pytest.param(operation, marks=needs_gpu) for operation in CALLS])

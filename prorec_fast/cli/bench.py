@@ -18,4 +18,5 @@ def run_bench(arguments: argparse.Namespace) -> int:
         raise ValueError(f"benchmarks: want bench.py in {' or '.join(str(file.parent) for file in found)}")
     paths = os.pathsep.join(filter(None, (str(package.parent), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, str(program), *arguments.words]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}).returncode
+    code = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}).returncode
+    return code if code >= 0 else 1  # a signal ended it

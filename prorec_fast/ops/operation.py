@@ -75,6 +75,6 @@ def _refuse_transforms(name: str, tensors: Sequence[Tensor]) -> None:
     transformed = any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
     transformed |= dual and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
     if transformed and all(t.dtype != torch.float64 for t in tensors):
-        raise RuntimeError(
-            f"{name}: torch.func and forward-mode differentiation need float64 inputs, which run the reference"
-        )
+        floats = any(t.is_floating_point() for t in tensors)
+        why = "need float64 inputs, which run the reference" if floats else "have no use for it"
+        raise RuntimeError(f"{name}: torch.func and forward-mode differentiation {why}")

@@ -407,7 +407,7 @@ def test_bench_as_it_is_run(tmp_path):
         assert of["share_of_ceiling"] == pytest.approx(1e3 * least / of["median_ms"])
         assert of["gb_per_s"] == pytest.approx(1e3 * case["work"]["gb"] / of["median_ms"])
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("ranking_metrics, tiny, forward, 0 GFLOP, ") and len(lines) == 7
+    assert lines[0].startswith("ranking_metrics, tiny, forward, 0 GFLOP, ") and len(lines) == 8
     assert lines[4].split()[:3] == ["[tuned]", "median", "ms"] and lines[6].split()[0] == "ours"
     assert sum(line.startswith("ranking_metrics, tiny, forward [tuned]: ") for line in record.table(content)) == 1
 

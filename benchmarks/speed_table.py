@@ -15,7 +15,11 @@ MODES = {
     ("called", "captured"): ("called, L2 flushed", "captured, L2 flushed"),
 }
 # What is written in practice, where nobody would run the definition.
-WRITTEN = {"propagate": "COO, uncoalesced", "topk": "mm + mask + torch.topk"}
+WRITTEN = {
+    "proex_evaluation": "eager, MLP for every 1024 users",
+    "propagate": "COO, uncoalesced",
+    "topk": "mm + mask + torch.topk",
+}
 # What is made of several operations.
 TITLES = {
     "batch_uniformity": "ProEx's batch uniformity",

@@ -83,11 +83,13 @@ def results_of(
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             watch = threading.Timer(min(deadline - time.monotonic(), threading.TIMEOUT_MAX), process.kill)
             watch.start()
-            for line in process.stdout:
-                if line.startswith("{"):  # and not what a library prints
-                    yield todo[0], json.loads(line)
-                    todo = todo[1:]
-            watch.cancel()
+            try:
+                for line in process.stdout:
+                    if line.startswith("{"):  # and not what a library prints
+                        yield todo[0], json.loads(line)
+                        todo = todo[1:]
+            finally:  # also where who asks is interrupted: Python would wait for the timer at its end
+                watch.cancel()
         if todo and time.monotonic() < deadline:
             yield todo[0], {"failed": f"the process ended with {process.returncode}"}
             todo = todo[1:]

@@ -36,7 +36,7 @@ TRAININGS = {"lightgcn": "LightGCN", "promax": "ProMax", "proex": "ProEx", "mult
 # Of all that scaling.py measures, what the README shows.
 SHOWN = (
     ("distribution_kl", "N"), ("distribution_kl", "B"), ("info_nce", "B"), ("multinomial_nll", "N"),
-    ("propagate", "edges"), ("environment_bpr", "E"), ("topk", "M"), ("sample_negatives", "edges"),
+    ("propagate", "edges"), ("environment_bpr", "B"), ("topk", "M"), ("sample_negatives", "edges"),
 )  # fmt: skip
 
 

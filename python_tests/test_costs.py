@@ -195,7 +195,8 @@ def test_cpu_kernels_hold_what_is_measured():
         if count:
             sizes[operation]["num_candidates"] = count
         found = FORMULAS[operation](Call(), **sizes.pop(operation))[0].memory
-        assert near(found, measured, 0.06, slack=1 << 20), (operation, found / 2**20, measured / 2**20)
+        # Scratch comes in huge pages of 2 MiB, or where the system has none free, as far as it is used.
+        assert near(found, measured, 0.06, slack=3 << 20), (operation, found / 2**20, measured / 2**20)
     assert not sizes
 
 

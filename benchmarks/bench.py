@@ -150,9 +150,11 @@ class Run:
         if not entry.get("work"):
             return {}
         reached, (gflop, gb) = self.record.content["ceilings"], (entry["work"][name] for name in ("gflop", "gb"))
-        least = max(gflop / reached[mm_rate(cell.precision)], gb / reached["copy_gb_per_s"])
         seconds = milliseconds / 1e3
-        return {"gflop_per_s": gflop / seconds, "gb_per_s": gb / seconds, "share_of_ceiling": least / seconds}
+        found = {"gflop_per_s": gflop / seconds, "gb_per_s": gb / seconds}
+        if (products := reached.get(mm_rate(cell.precision))) is not None:  # a CPU's are of float32
+            found["share_of_ceiling"] = max(gflop / products, gb / reached["copy_gb_per_s"]) / seconds
+        return found
 
 
 def _identity(cell: Cell) -> dict[str, Any]:

@@ -457,6 +457,8 @@ def test_a_results_file_grows(measured, tmp_path, capsys):
 def test_bench_in_json_and_what_has_failed(measured, capsys):
     import bench
 
+    assert bench.main(["gaussian_kl", "--tiny"]) == 0  # in bfloat16, too, for whose products a CPU has no ceiling
+    assert "gaussian_kl, tiny, forward+backward, bfloat16" in capsys.readouterr().out
     assert bench.main(["bpr", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert list(content["cases"]) == ["bpr, amazon_book, forward+backward"]

@@ -187,11 +187,15 @@ def bench(arguments: argparse.Namespace) -> int:
     todo = cells(arguments.operations, sizes, arguments.passes, arguments.device)
     if not todo:
         raise ValueError("OP: none of these is timed at these sizes, in these passes and on this device")
+    if arguments.save in names:
+        raise ValueError(f"--save: {arguments.save!r} is an operation; name a file, or let --save come last")
     file = None if arguments.save is None else Path(arguments.save or default_file(arguments.device))
-    old = None if arguments.against is None else json.loads(Path(arguments.against).read_text())
+    old = None if arguments.against is None else _results(Path(arguments.against))
     record = Record(file, arguments.device)
     if old is not None:
         compare(old, record.content, ())  # says at once where it cannot be done
+        if not any(cell.label in old.get("cases", {}) for cell in todo):
+            raise Incomparable(f"--against: {arguments.against} has nothing of what is to be timed: {todo[0].label}")
     run, rounds = Run(record), arguments.rounds or (9 if on_cpu else 30)
     deadline = time.monotonic() + (arguments.seconds or float("inf"))
     run.ceilings(arguments.device, arguments.tiny)
@@ -217,6 +221,13 @@ def bench(arguments: argparse.Namespace) -> int:
     elif worse is not None:
         print(*worse, f"{len(worse)} got worse", sep="\n")
     return 0 if run.well and not worse else 1
+
+
+def _results(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"--against: {file} is no results file: {error}") from error
 
 
 def _show(run: Run, cell: Cell, as_json: bool) -> None:

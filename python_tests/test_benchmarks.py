@@ -473,12 +473,18 @@ def test_bench_in_json_and_what_has_failed(measured, capsys):
 
 def test_bench_refuses_what_it_cannot_do(measured, capsys, tmp_path):
     import bench
+    import record
 
     (tmp_path / "old.json").write_text(json.dumps({"machine": {"processor": "another"}}))
+    (tmp_path / "other.json").write_text(json.dumps({"machine": record.machine("cpu"), "cases": {}}))
+    (tmp_path / "text.json").write_text("no JSON")
     for words, message in (
         (["nonsense"], "OP: want some of distribution_kl; .*; got 'nonsense'"),
         (["promax_step", "--size", "large"], "none of these is timed"),
         (["--against", str(tmp_path / "none.json")], "No such file"),
+        (["--against", str(tmp_path / "text.json")], "--against: .*text.json is no results file"),
+        (["--against", str(tmp_path / "other.json")], "--against: .* has nothing of what is to be timed: "),
+        (["--save", "bpr"], "--save: 'bpr' is an operation"),
         (["--against", str(tmp_path / "old.json")], "processor: another in the old file, .* in the new one"),
     ):
         assert bench.main(words) == 2

@@ -10,12 +10,15 @@ from typing import Any
 from bench_distribution_kl import CHUNKED
 from bench_propagate import CSR
 from sizes import COMPILED, SIZES, TINY, Provider, Setting, Unavailable
+from torch import Tensor
 from work import WORK, Calls
+
+from prorec_fast.cli.bench_options import PASSES
 
 TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 5e-2}
 EVERY_PRECISION = ("float32", "tf32", "bfloat16")
 WIDE_AND_NARROW = ("float32", "bfloat16")
-FORWARD, BACKWARD = PASSES = ("forward", "forward+backward")
+FORWARD, BACKWARD = PASSES
 PAPERS = ("amazon_book", "yelp", "steam")
 ONE = ("amazon_book",)
 MILLION = {"num_users": 4096, "num_items": 1_000_000, "dim": 64, "distinct_users": 4096}
@@ -66,6 +69,10 @@ class Case:
     @property
     def name(self) -> str:
         return f"{self.operation}, {self.variant}" if self.variant else self.operation
+
+    def compared(self, at: Setting, results: list[Tensor]) -> list[Tensor]:
+        """What is compared of results."""
+        return getattr(import_module(self.file), self.seen)(at, results) if self.seen else results
 
 
 def _variant(of: Case, variant: str, **fields: Any) -> Case:

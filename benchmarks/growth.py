@@ -44,7 +44,6 @@ class Growth:
         function: of the operation's benchmark file, whose providers are measured.
         baseline: the provider that ours is beside.
         held: the bytes that the baseline holds where it is not costs' "eager".
-        seen: the file's function that makes of results what is compared.
     """
 
     operation: str
@@ -54,7 +53,6 @@ class Growth:
     function: str = "providers"
     baseline: str = EAGER
     held: Callable[[Setting], int] | None = None
-    seen: str = ""
 
     def at(self, axis: str, value: int, device: str, tiny: bool) -> Setting:
         base = SMALL if tiny else replace(BASE, **self.setting)
@@ -70,9 +68,6 @@ class Growth:
         build = getattr(import_module(f"bench_{self.operation}"), self.function)
         found = build(at, **self._passed(at))
         return {name: found[name] for name in (self.baseline, OURS)}
-
-    def compared(self, at: Setting, results: list[torch.Tensor]) -> list[torch.Tensor]:
-        return getattr(import_module(f"bench_{self.operation}"), self.seen)(at, results) if self.seen else results
 
     def foretold(self, at: Setting) -> dict[str, int]:
         """{provider: the most bytes that a call holds beyond its inputs}"""
@@ -100,10 +95,9 @@ GROWTHS: dict[str, Growth] = {growth.operation: growth for growth in (
     ),
     Growth("multinomial_nll", {"B": (128, 16384), "N": (2048, 1 << 19)}, {"batch": 1024, "dim": 256}),
     Growth(
-        "topk", {"M": (1024, 1 << 19), "N": (2048, 1 << 20), "d": (16, 512)}, baseline=STOCK, held=_scores_of_all_users,
-        seen="seen",
+        "topk", {"M": (1024, 1 << 19), "N": (2048, 1 << 20), "d": (16, 512)}, baseline=STOCK, held=_scores_of_all_users
     ),
-    Growth("ranking_metrics", {"M": (1024, 1 << 18)}, {"num_items": 2048}, seen="seen"),
+    Growth("ranking_metrics", {"M": (1024, 1 << 18)}, {"num_items": 2048}),
     Growth("sample_negatives", {"edges": (1 << 14, 1 << 24)}, {"num_users": 32768, "num_items": 32768}),
     Growth("profile_contrast", {"K": (2, 64)}, arguments={"profiles": "num_profiles"}),
     Growth("mix_environments", {"K": (2, 128), "E": (2, 128)}, arguments=_MIXTURES),

@@ -140,12 +140,11 @@ def _acceptance(cell: Cell) -> Callable[[list], str]:
     definition = next(iter(exact))
     if case.instead is not None and _beyond_memory(cell, torch.float64):
         definition = next(name for name in exact if name.startswith(case.instead))
-    seen = getattr(import_module(case.file), case.seen) if case.seen else lambda _, results: results
-    truth = [t.double() for t in seen(wide, exact[definition]())]
+    truth = [t.double() for t in case.compared(wide, exact[definition]())]
     tolerance = max(TOLERANCE[at.precision], case.least_tolerance)
 
     def accept(results: list) -> str:
-        error = difference(seen(at, results), truth)
+        error = difference(case.compared(at, results), truth)
         return "" if error < tolerance else f"differs from the definition in float64 by {error:.2g}"
 
     return accept

@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from cases import TOLERANCE
+from cases import CASES, TOLERANCE
 from growth import AXES, GROWTHS, Growth
 from measure import free_memory
 from record import Record, default_file
@@ -62,7 +62,7 @@ def measured(growth: Growth, at: Setting, small: Setting, going: list[str], memo
                 raise
             stopped[name] = f"memory: {first_line(error)}"
     if len(results) == 2:
-        error = difference(*(growth.compared(at, of) for of in reversed(results)))
+        error = difference(*(CASES[growth.operation].compared(at, of) for of in reversed(results)))
         assert error < TOLERANCE["float32"], f"{OURS} differs by {error:.2g}"
     results.clear()
     keep_freed()

@@ -63,9 +63,7 @@ def fake(called: list, foretold: dict[str, int], outputs: dict[str, float]):
 
         return {name: provider(name) for name in (EAGER, OURS)}
 
-    return SimpleNamespace(
-        providers=providers, foretold=lambda at: foretold, baseline=EAGER, compared=lambda at, results: results
-    )
+    return SimpleNamespace(operation="bpr", providers=providers, foretold=lambda at: foretold, baseline=EAGER)
 
 
 def test_a_call_that_would_not_fit_is_not_made(scaling, monkeypatch):

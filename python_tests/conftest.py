@@ -125,6 +125,23 @@ def device(request):
 
 
 @pytest.fixture
+def benchmarks(monkeypatch):
+    """The folder of the benchmarks: its modules can be imported, and draw their data."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    if not folder.is_dir():
+        pytest.skip("not in this copy")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delenv("PROREC_FAST_BENCH_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture
+def compiles_nothing(monkeypatch):
+    """torch.compile returns what it gets: compiled forms are looked at as they are."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.fixture
 def never_waits(monkeypatch):
     """NeverWaits, and no way around the dispatcher: methods that hand a tensor's content to Python."""
     from waiting import NeverWaits

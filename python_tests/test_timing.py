@@ -1,0 +1,174 @@
+"""The benchmarks' clocks, and what they make of times, memory and captured graphs."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("benchmarks", "compiles_nothing")
+
+
+class Event:
+    """Stands for torch.cuda.Event."""
+
+    def __init__(self, **_) -> None:
+        self.when = 0.0
+
+    def record(self) -> None:
+        self.when = time.perf_counter()
+
+    def elapsed_time(self, later: Event) -> float:
+        return 1e3 * (later.when - self.when)
+
+
+class Graphs:
+    """Stands for CudaGraphs: what was captured can be replayed, without doing the work again."""
+
+    def __init__(self, device) -> None:
+        self.replays = 0
+
+    def warm_up(self, work) -> None:
+        work()
+
+    def capture(self, work, sharing):
+        work()
+        return SimpleNamespace(replay=lambda: None)
+
+
+@pytest.fixture
+def device_clock(monkeypatch):
+    """A DeviceClock where there is no device, and what it was asked to write over L2."""
+    import timing
+
+    mode = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=1024))
+    monkeypatch.setattr(timing, "CudaGraphs", Graphs)
+    clock = timing.DeviceClock(torch.device("cpu"))
+    assert clock.larger_than_l2.numel() > 1024
+    clock.sync_modes = mode
+    return clock
+
+
+def test_device_clock_times_every_mode(device_clock):
+    from cases import Cell
+    from measure import measure
+    from sizes import OURS
+
+    result = measure(Cell("bpr", "tiny", "forward"), device_clock, 2)
+    assert list(result["modes"]) == list(device_clock.modes) and len(device_clock.modes) == 4
+    for found in result["modes"].values():
+        assert set(found) == {"eager reference", "torch.compile", OURS}
+        assert all(0 < f["min_ms"] <= f["median_ms"] <= f["max_ms"] for f in found.values())
+    assert result["extra_mib"] == dict.fromkeys(("eager reference", OURS, "torch.compile"), 2.0)
+    assert device_clock.sync_modes == ["error", "default"] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_device_clock_on_a_device():
+    from cases import Cell
+    from measure import measure
+    from sizes import OURS
+    from timing import DeviceClock
+
+    clock = DeviceClock(torch.device("cuda"))
+    for name in ("bpr", "distribution_kl", "promax_step"):
+        result = measure(Cell(name, "tiny", "forward+backward", device="cuda"), clock, 2)
+        assert all(found[OURS]["min_ms"] > 0 for found in result["modes"].values()), result["skipped"]
+        assert result["extra_mib"][OURS] > 0
+        clock.graphs = None
+
+
+def test_what_waits_for_the_device_is_not_captured(device_clock):
+    def waits():
+        if device_clock.sync_modes[-1:] == ["error"]:
+            raise RuntimeError("called a synchronizing CUDA operation\nand more")
+        return [torch.ones(1)]
+
+    runs, unfit = device_clock.runs("captured, L2 warm", {"waits": waits, "does not": lambda: [torch.ones(1)]})
+    assert list(runs) == ["does not"]
+    assert unfit == {"waits": "not captured: RuntimeError: called a synchronizing CUDA operation"}
+    assert device_clock.sync_modes == ["error", "default"] * 2
+
+
+def test_rounds_are_fewer_where_they_are_long(monkeypatch):
+    import timing
+
+    class Counted(timing.WallClock):
+        def timed(self, run):
+            return run()
+
+    calls = dict.fromkeys(("short", "long"), 0)
+
+    def take(name, milliseconds):
+        calls[name] += 1
+        return milliseconds
+
+    runs = {"short": lambda: take("short", 1.0), "long": lambda: take("long", 3000.0)}
+    times = timing.time_providers(runs, Counted(), "default", 10)
+    assert {name: len(values) for name, values in times.items()} == {"short": 10, "long": timing.MIN_ROUNDS}
+    spread = {"median_ms": 3.0, "q1_ms": 2.0, "q3_ms": 4.0, "min_ms": 1.0, "max_ms": 9.0, "rounds": 5}
+    assert timing.summary([3.0, 1.0, 9.0, 2.0, 4.0]) == spread
+    assert timing.summary([3.0]) == {**dict.fromkeys(spread, 3.0), "rounds": 1}
+
+
+def test_extra_memory_of_a_cpu_is_what_a_call_holds_at_once():
+    from timing import extra_memory
+
+    def one_after_another():
+        for _ in range(3):
+            held = torch.ones(2**23)  # 32 MiB
+        return held
+
+    if extra_memory(one_after_another) is None:
+        pytest.skip("reads a process's peak memory where Linux tells it")
+    kept = torch.ones(2**23)
+    for mib, call in ((64, one_after_another), (32, lambda: torch.ones(2**23)), (0, lambda: kept)):
+        assert abs(extra_memory(call) / 2**20 - mib) < 2
+
+    def in_the_heap():
+        return [torch.ones(2**13) for _ in range(1024)]
+
+    freed, above = in_the_heap(), in_the_heap()
+    del freed
+    assert abs(extra_memory(in_the_heap) / 2**20 - 32) < 3  # though there was room
+    del above
+
+
+def test_memory_of_ours_is_that_of_a_first_call(monkeypatch):
+    """Of other providers, too, but for what is compiled."""
+    from cases import Cell
+    from measure import measure_memory
+
+    def keeps(mib):
+        return cache(lambda: torch.ones(mib << 18))
+
+    def build(self, at):
+        return {name: keeps(32 if at == self.at else 0) for name in ("eager reference", "ours")}
+
+    monkeypatch.setattr(Cell, "build", build)
+    for name, first_of_eager in (("bpr", 0), ("propagate, d 64", 32)):
+        found = measure_memory(Cell(name, "amazon_book", "forward"), ["eager reference", "ours"])["extra_mib"]
+        if not found:
+            pytest.skip("reads a process's peak memory where Linux tells it")
+        assert list(found) == ["ours", "eager reference"]  # before what another call could leave behind
+        assert abs(found["ours"] - 32) < 2 and abs(found["eager reference"] - first_of_eager) < 2
+
+
+def test_ceilings_are_positive():
+    from ceilings import ceilings
+    from timing import WallClock
+
+    found = ceilings("cpu", WallClock(), True)
+    assert found.keys() == {"copy_gb_per_s", "mm_gflop_per_s"} and all(value > 0 for value in found.values())

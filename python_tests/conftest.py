@@ -4,6 +4,7 @@ what begins ahead of the tests that look at it."""
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,6 +140,22 @@ def benchmarks(monkeypatch):
 def compiles_nothing(monkeypatch):
     """torch.compile returns what it gets: compiled forms are looked at as they are."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.fixture
+def no_certificates(monkeypatch):
+    """Reading them takes a client longer than most runs over the loopback service, and nothing there is https."""
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="session")
+def truth(tmp_path_factory):
+    """What the chains of a batch's twelve rows come to where nothing goes wrong."""
+    from batch_runs import walk
+    from llm_server import LLMServer
+
+    with LLMServer() as server:
+        return walk(server.base_url, tmp_path_factory.mktemp("truth") / "store", 12)
 
 
 @pytest.fixture

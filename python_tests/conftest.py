@@ -143,6 +143,15 @@ def compiles_nothing(monkeypatch):
 
 
 @pytest.fixture
+def store(tmp_path):
+    """A file of paid answers that holds none."""
+    from prorec_fast.profiles.store import Store
+
+    with Store(tmp_path / "answers.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
 def no_certificates(monkeypatch):
     """Reading them takes a client longer than most runs over the loopback service, and nothing there is https."""
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda *_, **__: None)

@@ -43,12 +43,6 @@ class SpoiltServer(LLMServer):
         return status, self._spoil(request, answer) or answer
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path / "store.sqlite") as opened:
-        yield opened
-
-
 def session(store, server, *, retries=2, concurrency=4, budget=None, progress=None, **given):
     settings = EmbedSettings(MODEL, **{"batch_texts": 8, **given})
     service = ServiceSettings(server.base_url, concurrency=concurrency, timeout=5, retries=retries)

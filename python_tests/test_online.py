@@ -1,16 +1,10 @@
-"""Chains over a service on loopback: what is asked and paid, and how each thing that goes wrong ends."""
+"""Chains over a service on loopback: what is asked and paid, by one process or two, and what faults that pass cost."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import multiprocessing
-import threading
-import time
-import traceback
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -18,88 +12,22 @@ pytest.importorskip("openai", reason="profiles need openai")
 
 from llm_faults import LOST_AFTER, LOST_BEFORE, SPOILED, first
 from llm_server import LLMServer
+from online_runs import CHAT, Reply, chain, chains, failing, messages, run, session_of
 from pydantic import BaseModel, ConfigDict, Field
 
 from prorec_fast.profiles import answers, online
-from prorec_fast.profiles.errors import BudgetReached, NothingToSay, ProfileError, ServiceRefused
-from prorec_fast.profiles.pricing import Prices, estimated_tokens
-from prorec_fast.profiles.requests import ChatRequest, ask
-from prorec_fast.profiles.session import Session
-from prorec_fast.profiles.settings import ChatSettings, ServiceSettings
+from prorec_fast.profiles.errors import BudgetReached, ProfileError
+from prorec_fast.profiles.requests import ChatRequest
+from prorec_fast.profiles.settings import ChatSettings
 from prorec_fast.profiles.store import Store
 
-CHAT = ChatSettings("m", max_tokens=64)
-PRICES = Prices(chat={"m": (1000.0, 2000.0)}, embedding={})  # a token costs as much as a thousand do elsewhere
 FORK = multiprocessing.get_context("fork")
-
-
-class Reply(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    text: str
 
 
 class Nested(BaseModel):
     model_config = ConfigDict(extra="forbid")
     replies: list[Reply]
     score: int | None = Field(description="From 1 to 5, or null.")
-
-
-class Outcome:
-    """Notes what it is told."""
-
-    def __init__(self):
-        self.results, self.failures, self.answers = {}, {}, 0
-
-    def finished(self, node, result):
-        assert node not in self.results
-        self.results[node] = result
-
-    def failed(self, node, kind, reason):
-        assert node not in self.failures
-        self.failures[node] = kind, reason
-
-    def paid(self):
-        self.answers += 1
-
-
-def messages(row, step=0):
-    return [{"role": "user", "content": f"Question {row}, step {step}, of someone who likes mountains and rivers."}]
-
-
-def chain(row, steps=1):
-    """The texts of `steps` answers."""
-    texts = []
-    for step in range(steps):
-        checked = yield from ask(messages(row, step), Reply)
-        texts.append(checked.value.text)
-    return texts
-
-
-def chains(rows, steps=1):
-    return [(("item", row), lambda row=row: chain(row, steps)) for row in range(rows)]
-
-
-def session_of(store, base_url, *, chat=CHAT, budget=None, **service):
-    service = {"concurrency": 4, "retries": 2, "timeout": 5.0, **service}
-    return Session(store, chat, ServiceSettings(base_url, **service), Outcome(), PRICES, budget)
-
-
-def run(session, work):
-    asyncio.run(online.run(work, session))
-    return session.outcome
-
-
-def failing(session, work):
-    """What a run raises."""
-    with pytest.raises(BaseException) as caught:
-        asyncio.run(online.run(work, session))
-    return caught.value
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path / "answers.sqlite") as opened:
-        yield opened
 
 
 def test_every_chain_ends_and_is_paid_for_once(store):
@@ -188,173 +116,6 @@ def test_an_answer_after_another_is_asked_when_retry_after_says_so(store):
     assert all(1.0 <= second - before < 1.4 for before, second in times.values())
 
 
-# what ends a run
-
-
-@pytest.mark.parametrize("fault", ["unauthorized", "quota", "unknown-model"])
-def test_a_service_that_answers_nobody_ends_the_run(store, fault):
-    with LLMServer(faults={fault: 1.0}) as server:
-        session = session_of(store, server.base_url, retries=0)
-        error = failing(session, chains(50))
-        assert len(server.requests) <= 4
-    assert isinstance(error, ServiceRefused) and str(error).startswith(f"{server.base_url} refuses: Error code: 4")
-    assert not session.outcome.failures and store.spent().answers == 0
-    assert all(store.lease(ChatRequest(tuple(messages(row)), Reply).key(CHAT)) for row in range(50))
-
-
-def test_what_was_rejected_before_the_end_is_known(store):
-    faults = {3: "bad-request", 30: "unauthorized"}
-
-    def by_row(request):
-        return faults.get(int(request.body["messages"][0]["content"].split(",")[0].split()[1]))
-
-    with LLMServer(faults=by_row) as server:
-        session = session_of(store, server.base_url, concurrency=2)
-        assert isinstance(failing(session, chains(40)), ServiceRefused)
-        assert session.outcome.failures.keys() == {("item", 3)} and len(session.outcome.results) >= 28
-
-
-@pytest.mark.parametrize("fault", ["bad-request", "forbidden"])
-def test_a_rejected_request_is_its_nodes_alone_unless_all_are_rejected(store, fault):
-    def some(request):
-        return fault if request.body["messages"][0]["content"].split(",")[0][-1] in "369" else None
-
-    with LLMServer(faults=some) as server:
-        outcome = run(session_of(store, server.base_url, concurrency=2), chains(40))
-        assert outcome.failures.keys() == {("item", row) for row in range(40) if row % 10 in (3, 6, 9)}
-        assert {kind for kind, _ in outcome.failures.values()} == {"rejected"}
-        assert len(outcome.results) == 28 and len(server.requests) == 40
-        last = run(session_of(store, server.base_url), [chains(4)[3]])  # nothing is asked after it
-        assert last.failures.keys() == {("item", 3)}
-    with LLMServer(faults={fault: 1.0}) as server:
-        session = session_of(store, server.base_url)
-        error = failing(session, chains(100)[50:])
-        assert isinstance(error, ServiceRefused) and "8 requests in a row" in str(error)
-        assert len(server.requests) <= 8 + 3 and not session.outcome.failures  # what is left may be asked again
-
-
-def test_a_service_that_is_not_there_ends_the_run_in_time(store):
-    began = time.monotonic()
-    session = session_of(store, "http://127.0.0.1:1/v1", retries=1, concurrency=8)
-    error = failing(session, chains(1000))
-    assert isinstance(error, ServiceRefused) and "8 requests in a row brought no answer from http" in str(error)
-    assert "connect" in str(error).split("the last:")[1] and "\n" not in str(error)
-    assert time.monotonic() - began < 3 and len(session.outcome.failures) < 16
-
-
-def test_a_service_that_goes_away_ends_the_run_and_the_next_goes_on(store):
-    server = LLMServer(latency=0.01)
-
-    class Stops(Outcome):
-        def paid(self):
-            super().paid()
-            if self.answers == 20:
-                server.__exit__(None, None, None)
-
-    with suppress(RuntimeError):  # of the exit that comes second
-        server.__enter__()
-    session = session_of(store, server.base_url, retries=1)
-    session.outcome = Stops()
-    error = failing(session, chains(100))
-    assert isinstance(error, ServiceRefused) and "requests in a row" in str(error)
-    assert 20 <= store.spent().answers == len(session.outcome.results) <= len(server.paid) <= 24
-    with server:
-        outcome = run(session_of(store, server.base_url), chains(100))
-        assert len(outcome.results) == 100 and sum(server.paid.values()) <= 104
-
-
-def test_stop_keeps_what_is_under_way(store):
-    class Stops(Outcome):
-        def paid(self):
-            super().paid()
-            if self.answers == 10:
-                session.stop = ProfileError("enough")
-
-    with LLMServer(latency=0.05) as server:
-        session = session_of(store, server.base_url, concurrency=5)
-        session.outcome = Stops()
-        left = iter(chains(1000, steps=2))
-        error = failing(session, left)
-        assert str(error) == "enough" and 10 <= store.spent().answers == len(server.paid) <= 15
-    assert not session.outcome.failures and len(list(left)) > 900
-
-
-def test_a_store_that_fails_ends_the_run_and_nothing_is_paid_for_again(store):
-    class Closes(Outcome):
-        def paid(self):
-            super().paid()
-            if self.answers == 5:
-                store._db.close()
-
-    with LLMServer(latency=0.02) as server:
-        session = session_of(store, server.base_url)
-        session.outcome = Closes()
-        error = failing(session, chains(50))
-        assert isinstance(error, ProfileError) and "answers.sqlite: cannot be used as a store" in str(error)
-        assert 5 <= len(server.paid) <= 8 and len(server.requests) == len(server.paid)
-
-
-@pytest.mark.parametrize("where", ["chains", "start", "chain", "outcome"])
-def test_an_error_of_ours_is_raised_when_the_others_have_ended(store, where):
-    class Oops(Exception):
-        pass
-
-    def broken():
-        yield from chain(99)
-        raise Oops
-
-    def work():
-        yield from chains(4)
-        if where == "chains":
-            raise Oops
-        yield ("item", 99), {"start": lambda: 1 / 0, "chain": broken}.get(where, lambda: chain(99))
-        yield from chains(50)[4:]
-
-    class Fails(Outcome):
-        def finished(self, node, result):
-            super().finished(node, result)
-            if node == ("item", 99):
-                raise Oops
-
-    with LLMServer(latency=0.05) as server:
-        session = session_of(store, server.base_url, concurrency=2)
-        session.outcome = Fails()
-        assert isinstance(failing(session, work()), Oops | ZeroDivisionError)
-        assert 1 <= store.spent().answers == len(server.paid) <= 8
-
-
-def test_a_node_of_which_nothing_can_be_said(store):
-    def nothing():
-        raise NothingToSay("no words")
-        yield
-
-    outcome = run(session_of(store, "http://127.0.0.1:1/v1"), [(("user", 2), nothing)])
-    assert outcome.failures == {("user", 2): ("nothing to say", "no words")}
-
-
-def test_cancelled_at_any_moment_it_can_begin_again(store):
-    async def cancelled(session, answers):
-        task = asyncio.create_task(online.run(chains(40, steps=2), session))
-        while session.outcome.answers < answers:
-            await asyncio.sleep(0.001)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    with LLMServer(latency=0.01, idempotent=True) as server:
-        for answers_first in (0, 1, 3, 6, 7):
-            session = session_of(store, server.base_url)
-            asyncio.run(cancelled(session, answers_first))
-            assert not session.outcome.failures
-        assert 0 < store.spent().answers < 80
-        outcome = run(session_of(store, server.base_url), chains(40, steps=2))
-        assert len(outcome.results) == 40 and set(server.paid.values()) == {1}
-    assert store._read("PRAGMA integrity_check") == [("ok",)] and store._read("SELECT * FROM leases") == []
-
-
-# money
-
-
 def test_a_budget_is_reached_and_never_exceeded(store):
     request = ChatRequest(tuple(messages(0)), Reply)
     with LLMServer(latency=0.01) as server:
@@ -431,117 +192,3 @@ def test_an_answer_that_another_pays_for_is_waited_for(store):
         outcome = asyncio.run(both())
         assert len(server.paid) == 11 and outcome.results["item", 0] == ["theirs"] and len(outcome.results) == 12
         assert server.peak_in_flight == 1
-
-
-# replies that only other servers give
-
-
-@contextmanager
-def replying(reply, status=200, pause=0.0, **headers):
-    """A service with one reply for everybody, with a pause after each byte; gives its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self):
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(status)
-            for name, value in {"content_type": "application/json", **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("content-length", str(len(reply)))
-            self.end_headers()
-            with suppress(ConnectionError):
-                for part in [reply] if not pause else map(bytes, zip(reply)):
-                    self.wfile.write(part)
-                    time.sleep(pause)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-
-
-def completion(**parts):
-    content = json.dumps({"text": "fine"})
-    return json.dumps({"choices": [{"message": {"content": content}, "finish_reason": "stop"}], **parts}).encode()
-
-
-def test_a_reply_that_drips_does_not_outlast_the_timeout(store):
-    began = time.monotonic()
-    with replying(b" " * 200 + completion(), pause=0.05) as url:
-        outcome = run(session_of(store, url, timeout=0.3, retries=1), chains(1))
-    kind, reason = outcome.failures["item", 0]
-    assert kind == "unanswered" and "no whole reply in time" in reason and time.monotonic() - began < 5
-
-
-@pytest.mark.parametrize("form", ["application/json", "text/html", "text/plain; charset=no-such"])
-@pytest.mark.parametrize("usage", [{}, {"usage": {"prompt_tokens": -3}}])
-def test_an_answer_without_usage_is_kept_and_counted_by_its_size(store, usage, form):
-    with replying(completion(**usage), content_type=form) as url:
-        outcome = run(session_of(store, url), chains(1))
-    request = ChatRequest(tuple(messages(0)), Reply)
-    assert outcome.results == {("item", 0): ["fine"]}
-    spent = store.spent()
-    assert (spent.prompt_tokens, spent.completion_tokens) == (estimated_tokens(request.prompt_chars), 4)
-    assert spent.dollars == pytest.approx((spent.prompt_tokens * 1000 + 4 * 2000) / 1e6)
-
-
-@pytest.mark.parametrize(("reply", "headers"), [
-    (b"", {}), (b"\xff\xfe\x00", {}), (b'{"error": {"message": "overloaded"}}', {}), (b"data: {}\n\n", {}),
-    (b"[" * 100_000, {}), (b"no gzip", {"content_encoding": "gzip"}),
-])  # fmt: skip
-def test_a_reply_that_is_no_completion_is_no_answer(store, reply, headers):
-    with replying(reply, **headers) as url:
-        outcome = run(session_of(store, url, retries=0), chains(1))
-    kind, reason = outcome.failures["item", 0]
-    assert kind == "unanswered" and len(reason) < 300 and store.spent().answers == 0
-
-
-@pytest.mark.parametrize(("status", "reply", "kind"), [
-    (502, b"<html>" + b"x" * 100_000, "unanswered"), (418, b"short and stout", "rejected"),
-    (400, b'{"error": {"message": "json_schema is unknown"}}', "rejected"), (302, b"", "unanswered"),
-    (429, b'{"error": {"message": "slow down", "code": 429}}', "unanswered"),
-])  # fmt: skip
-def test_an_odd_refusal_fails_a_node_in_few_words(store, status, reply, kind):
-    with replying(reply, status) as url:
-        outcome = run(session_of(store, url, retries=0), chains(1))
-    assert outcome.failures["item", 0][0] == kind and len(outcome.failures["item", 0][1]) < 700
-    assert ('set the answer format "json"' in outcome.failures["item", 0][1]) == (b"json_schema" in reply)
-
-
-def test_a_balance_of_nothing_ends_the_run(store):
-    with replying(b'{"error": {"message": "Insufficient Balance"}}', 402) as url:
-        error = failing(session_of(store, url), chains(5))
-    assert isinstance(error, ServiceRefused) and "Insufficient Balance" in str(error)
-
-
-# the key
-
-
-def test_the_key_is_shown_nowhere(tmp_path, monkeypatch, caplog):
-    secret = "sk-verysecret0123456789"
-    monkeypatch.setenv("OPENAI_API_KEY", f"{secret}\n")
-    caplog.set_level(logging.DEBUG)
-    shown = []
-    with Store(tmp_path / "answers.sqlite") as store:
-        for faults in ({"unauthorized": 1.0}, {"bad-request": 0.5, "dropped": 0.3}, {}):
-            with LLMServer(faults=faults) as server, suppress(ServiceRefused):
-                session = session_of(store, server.base_url, retries=1)
-                try:
-                    run(session, chains(6))
-                except ServiceRefused as error:
-                    shown += traceback.format_exception(error)
-                shown.append(str(session.outcome.failures))
-                shown.append(repr(session))
-                assert all(record.request.authorized for record in server.requests)
-        quoted = f'{{"error": {{"message": "{secret} may not"}}}}'.encode()
-        with replying(quoted, 400) as url:
-            shown.append(str(run(session_of(store, url), [chains(8)[7]]).failures))
-        with replying(quoted, 401) as url:
-            shown += traceback.format_exception(failing(session_of(store, url), [chains(8)[7]]))
-        shown += [file.read_bytes().decode("latin-1") for file in tmp_path.iterdir()]
-    assert "***" in shown[0] + "".join(shown) and "*** may not" in "".join(shown)
-    assert secret not in "".join(shown) and "openai" in caplog.text and secret not in caplog.text

@@ -28,12 +28,6 @@ def save(store, key, body="{}", cost=1.0, **changed):
 
 
 @pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path / "answers.sqlite") as opened:
-        yield opened
-
-
-@pytest.fixture
 def other(store):
     """Another owner: of leases, processes know one another by their locks alone."""
     with Store(store.path) as opened:

@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="not in this copy")
+pytestmark = pytest.mark.usefixtures("benchmarks")
 NAMES = ("lightgcn", "promax", "proex", "mult_vae")
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.delenv("PROREC_FAST_BENCH_DATA", raising=False)
-
-
-@pytest.fixture(scope="module")
-def datasets():
-    """{name of a training: its tiny data}"""
-    sys.path.insert(0, str(BENCHMARKS))
+@cache
+def tiny(name):
+    """The tiny data of a training."""
     from trainings import dataset
 
-    sys.path.remove(str(BENCHMARKS))
-    return {name: dataset(name, True) for name in NAMES}
+    return dataset(name, True)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_baseline_and_ours_train_the_same(datasets, name):
+def test_baseline_and_ours_train_the_same(name):
     from baseline.evaluation import Evaluation
     from same_training import first_steps, same_weights
     from sizes import difference
 
     from prorec_fast.train import evaluate
 
-    data = datasets[name]
+    data = tiny(name)
     theirs, ours = same_weights(name, data, "cpu")
     first, second = (run() for run in first_steps(theirs, ours, data, batch_size=24).values())
     for a, b in zip(first, second, strict=True):
@@ -50,7 +42,7 @@ def test_baseline_and_ours_train_the_same(datasets, name):
         assert found == pytest.approx({metric: expected[metric] for metric in found}, rel=1e-5)
 
 
-def test_both_descend_alike(datasets):
+def test_both_descend_alike():
     """With one step an epoch, what differs is which negatives were drawn: a tenth of a learning rate shows."""
     from same_training import same_weights
     from trainings import train
@@ -59,7 +51,7 @@ def test_both_descend_alike(datasets):
 
     torch.manual_seed(0)
     np.random.seed(0)
-    data, epochs, losses = datasets["lightgcn"], 60, []
+    data, epochs, losses = tiny("lightgcn"), 60, []
     theirs, ours = same_weights("lightgcn", data, "cpu")
     train(
         theirs, data, epochs=range(epochs), batch_size=4096, lr=1e-3, eval_every=100, patience=1, device="cpu",
@@ -71,20 +63,20 @@ def test_both_descend_alike(datasets):
     assert np.mean(losses) == pytest.approx(np.mean(mine), abs=0.002)
 
 
-def test_what_differs_is_noticed_before_it_is_timed(datasets, monkeypatch):
+def test_what_differs_is_noticed_before_it_is_timed(monkeypatch):
     import baseline.evaluation
     import baseline.lightgcn
     from same_training import assert_same_training
 
-    assert_same_training("promax", datasets["promax"], "cpu")
+    assert_same_training("promax", tiny("promax"), "cpu")
     with monkeypatch.context() as patch:
         right = baseline.lightgcn.reshaping
         patch.setattr(baseline.lightgcn, "reshaping", lambda *arguments: 1.01 * right(*arguments))
         with pytest.raises(AssertionError, match="ours: differs by"):
-            assert_same_training("promax", datasets["promax"], "cpu")
+            assert_same_training("promax", tiny("promax"), "cpu")
     monkeypatch.setattr(baseline.evaluation, "OUT_OF_THE_RANKING", -1e8)
     with pytest.raises(AssertionError, match="promax: recall@10 is"):
-        assert_same_training("promax", datasets["promax"], "cpu")
+        assert_same_training("promax", tiny("promax"), "cpu")
 
 
 def test_data_of_a_training(tmp_path, monkeypatch):
@@ -100,10 +92,10 @@ def test_data_of_a_training(tmp_path, monkeypatch):
     assert dataset("promax", False).name == "amazon_book" and dataset("promax", False).has_profiles
 
 
-def test_batches_of_the_baseline(datasets):
+def test_batches_of_the_baseline():
     from baseline.batches import Rows, Triplets, users_with_edges
 
-    graph = datasets["lightgcn"].train_graph
+    graph = tiny("lightgcn").train_graph
     dense = graph.to_sparse_csr().to_dense()
     triplets = Triplets(graph)
     triplets.sample()
@@ -118,7 +110,7 @@ def test_batches_of_the_baseline(datasets):
     assert all(torch.equal(torch.from_numpy(row), dense[user]) for user, row in (rows[p] for p in range(len(rows))))
 
 
-def test_baseline_stops_early_with_its_best_weights(datasets, monkeypatch):
+def test_baseline_stops_early_with_its_best_weights(monkeypatch):
     from baseline import loop
     from trainings import TRAININGS
 
@@ -134,7 +126,7 @@ def test_baseline_stops_early_with_its_best_weights(datasets, monkeypatch):
             return {"recall@20": next(scores)}
 
     monkeypatch.setattr(loop, "Evaluation", Validation)
-    data, training = datasets["lightgcn"], TRAININGS["lightgcn"]
+    data, training = tiny("lightgcn"), TRAININGS["lightgcn"]
     model = training.baseline(data, training.model(data), training.framework(data))
     end = loop.train(
         model, data, epochs=range(100), batch_size=100, lr=1e-2, eval_every=2, patience=3, device="cpu",

@@ -14,7 +14,6 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "benchmarks" / "examples"
-pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="not in this copy")
 
 # A script, and what makes the form after another than the one before.
 WRONG = {
@@ -27,10 +26,8 @@ WRONG = {
 
 
 @pytest.fixture(autouse=True)
-def examples(monkeypatch):
+def examples(benchmarks, monkeypatch):
     pytest.importorskip("scipy", reason="existing code has scipy.sparse matrices")
-    monkeypatch.delenv("PROREC_FAST_BENCH_DATA", raising=False)
-    monkeypatch.syspath_prepend(str(EXAMPLES.parent))
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 

@@ -11,13 +11,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="not in this copy")
 
 
 @pytest.fixture(autouse=True)
-def plot(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def plot(benchmarks):
     import plot
 
     return plot

@@ -8,23 +8,18 @@ import os
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from cost_calls import peak_of_torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="not in this copy")
 EAGER, OURS = "eager reference", "ours"
 
 
 @pytest.fixture(autouse=True)
-def scaling(monkeypatch):
+def scaling(benchmarks, monkeypatch):
     """The module, in a process whose allocator stays as it is."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.delenv("PROREC_FAST_BENCH_DATA", raising=False)
     import scaling
 
     monkeypatch.setattr(scaling, "keep_freed", lambda: None)

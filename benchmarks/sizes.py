@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from prorec_fast import BipartiteGraph
+from prorec_fast.cli import bench_options
 
 EAGER = "eager reference"
 COMPILED = "torch.compile"
@@ -118,7 +119,7 @@ LARGE = replace(
     AMAZON_BOOK, num_users=200_000, num_items=100_000, dim=64, distinct_users=4040, distinct_items=3988,
     train_edges=5_000_000, enriched_edges=6_000_000, test_users=10_000, test_edges=100_000,
 )  # fmt: skip
-SIZES = {"amazon_book": AMAZON_BOOK, "yelp": YELP, "steam": STEAM, "large": LARGE}
+SIZES = dict(zip(bench_options.SIZES, (AMAZON_BOOK, YELP, STEAM, LARGE), strict=True))
 TINY = replace(
     AMAZON_BOOK, num_users=60, num_items=50, dim=8, batch=32, distinct_users=20, distinct_items=18, train_edges=300,
     enriched_edges=360, test_users=40, test_edges=90, profile_width=24,

@@ -1,4 +1,5 @@
-"""Python processes of their own: for what is chosen when a process starts, and for what importing the package does."""
+"""Python processes of their own: for what is chosen when a process starts, for what importing the package does, and for
+what a process holds."""
 
 from __future__ import annotations
 
@@ -20,3 +21,9 @@ def run_python(code: str, **environment: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held, as Linux tells it."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024

@@ -166,10 +166,7 @@ def test_cpu_kernels_hold_what_is_measured():
         f"""
         import json, os, torch
         from cost_calls import make, run
-
-        def peak():
-            with open("/proc/self/status") as status:
-                return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+        from processes import peak_memory
 
         def measure(operation, sizes):
             small = {{name: min(size, 40) for name, size in sizes.items()}}
@@ -177,10 +174,10 @@ def test_cpu_kernels_hold_what_is_measured():
             made = make(operation, **sizes)
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")  # the peak is the present again
-            before = peak()
+            before = peak_memory()
             found = run(made, eager=False, gradients=True)
             count = found.indices.numel() if operation == "candidate_items" else 0
-            print(json.dumps([operation, peak() - before, count]), flush=True)
+            print(json.dumps([operation, peak_memory() - before, count]), flush=True)
 
         torch.set_num_threads(1)  # processes are forked: there must be no other thread
         for operation, sizes in {sizes!r}.items():

@@ -5,8 +5,8 @@
 On a CPU under glibc's allocator as it comes and tuned: half of eager PyTorch's time there is page faults, because glibc
 gives every large freed tensor back to the system and asks for it again. `tuned` tells it to keep them, so the ratio
 against it is the one of the arithmetic. On a CUDA device called from Python and captured in a CUDA graph, with a warm
-and a flushed L2, in float32, with TF32 allowed and in bfloat16. Rates stand beside the ceilings that the run
-measures first.
+and a flushed L2, in float32, with TF32 allowed and in bfloat16. Rates are shares of ceilings that the same process
+measures first; what other processes disturb is measured anew.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ ENVIRONMENTS = {**ALLOCATORS, MEMORY: EXACT_MEMORY}  # of a CPU's processes, by 
 
 
 def work_through(job: dict[str, Any]) -> None:
-    """A process: prints a line of JSON for the ceilings and for each cell as soon as it is there."""
-    on_cuda = job["device"] == "cuda"
+    """A process: prints a line of JSON for each cell as soon as it is there."""
+    on_cuda, reached = job["device"] == "cuda", {}
     if not on_cuda:
         _refuse_more_than_there_is()
     for fields in job["cells"]:
@@ -51,7 +52,10 @@ def work_through(job: dict[str, Any]) -> None:
             if job["mode"] == MEMORY:
                 result = measure_memory(cell, job["names"])
             else:
-                result = measure(cell, clock, job["rounds"])
+                if not reached:
+                    reached = ceilings(job["device"], clock, cell.size == "tiny")
+                    torch.cuda.empty_cache()
+                result = measure(cell, clock, job["rounds"]) | {"ceilings": reached}
         except Exception as error:
             traceback.print_exc()
             result = {"failed": first_line(error)}
@@ -109,11 +113,6 @@ class Run:
     def __init__(self, record: Record) -> None:
         self.record, self.well, self.done, self.left_out = record, True, [], set()
 
-    def ceilings(self, device: str, tiny: bool) -> None:
-        clock = DeviceClock(torch.device("cuda")) if device == "cuda" else WallClock()
-        for name, rate in ceilings(device, clock, tiny).items():
-            self.record.add("ceilings", name, rate)
-
     def add(self, cell: Cell, result: dict[str, Any]) -> None:
         label = cell.label
         if "left out" in result:
@@ -128,10 +127,12 @@ class Run:
             entry = identity | result
             print(f"{label}: failed: {result['failed']}", file=sys.stderr)
         for mode, times in result.get("modes", {}).items():
-            rated = {name: {**of, **self._rates(cell, entry, of["median_ms"])} for name, of in times.items()}
+            reached = result["ceilings"]
+            rated = {name: {**of, **_rates(cell, entry, reached, of["median_ms"])} for name, of in times.items()}
             entry.setdefault("modes", {})[mode] = rated
-        entry.setdefault("skipped", {}).update(result.get("skipped", {}))
-        entry.setdefault("extra_mib", {}).update(result.get("extra_mib", {}))
+            entry.setdefault("ceilings", {})[mode] = reached
+        for name in ("others_share", "skipped", "extra_mib"):
+            entry.setdefault(name, {}).update(result.get(name, {}))
         self.record.add("cases", label, entry)
         if label not in self.done:
             self.done.append(label)
@@ -146,15 +147,16 @@ class Run:
     def _found(self, cell: Cell) -> dict[str, Any]:
         return self.record.content["cases"][cell.label] if cell.label in self.done else {}
 
-    def _rates(self, cell: Cell, entry: dict[str, Any], milliseconds: float) -> dict[str, float]:
-        if not entry.get("work"):
-            return {}
-        reached, (gflop, gb) = self.record.content["ceilings"], (entry["work"][name] for name in ("gflop", "gb"))
-        seconds = milliseconds / 1e3
-        found = {"gflop_per_s": gflop / seconds, "gb_per_s": gb / seconds}
-        if (products := reached.get(mm_rate(cell.precision))) is not None:  # a CPU's are of float32
-            found["share_of_ceiling"] = max(gflop / products, gb / reached["copy_gb_per_s"]) / seconds
-        return found
+
+def _rates(cell: Cell, entry: dict[str, Any], reached: dict[str, float], milliseconds: float) -> dict[str, float]:
+    if not entry.get("work"):
+        return {}
+    gflop, gb = (entry["work"][name] for name in ("gflop", "gb"))
+    seconds = milliseconds / 1e3
+    found = {"gflop_per_s": gflop / seconds, "gb_per_s": gb / seconds}
+    if (products := reached.get(mm_rate(cell.precision))) is not None:  # a CPU's are of float32
+        found["share_of_ceiling"] = max(gflop / products, gb / reached["copy_gb_per_s"]) / seconds
+    return found
 
 
 def _identity(cell: Cell) -> dict[str, Any]:
@@ -177,9 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    names = {name: None for case in CASES.values() for name in (case.operation, case.name)}
+    operations = {case.operation: None for case in CASES.values()}
+    names = {**operations, **CASES}
     if unknown := [name for name in arguments.operations if name not in names]:
-        raise ValueError(f"OP: want some of {'; '.join(names)}; got {unknown[0]!r}")
+        near = ", ".join(map(repr, get_close_matches(unknown[0], names))) or ", ".join(operations)
+        raise ValueError(f"OP: want an operation or a variant of one, such as {near}; got {unknown[0]!r}")
     on_cpu = arguments.device == "cpu"
     if not on_cpu and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device")
@@ -198,9 +202,6 @@ def bench(arguments: argparse.Namespace) -> int:
             raise Incomparable(f"--against: {arguments.against} has nothing of what is to be timed: {todo[0].label}")
     run, rounds = Run(record), arguments.rounds or (9 if on_cpu else 30)
     deadline = time.monotonic() + (arguments.seconds or float("inf"))
-    run.ceilings(arguments.device, arguments.tiny)
-    if not on_cpu:
-        torch.cuda.empty_cache()
     # A CPU's memory is to be as a cell finds it; a device's processes take seconds to start.
     batches = [[cell] for cell in todo] if on_cpu else [todo]
     for batch in batches:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bench_distribution_kl import CHUNKED
 from bench_topk import STOCK
 from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled
 
@@ -12,17 +13,28 @@ from prorec_fast.reference.candidate_items import candidate_items as candidate_i
 from prorec_fast.reference.pair_scores import pair_scores as pair_scores_reference
 
 SCIPY = "scipy.sparse"
-SIMILAR = 10
+CHUNK = 2048
 
 
 def similar_users_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
-    profiles = at.table(at.num_users, 1, dim).detach()
+    profiles, k = at.table(at.num_users, 1, dim).detach(), at.num_similar
 
     def stock():
         unit = F.normalize(profiles)
-        return [(unit @ unit.T).fill_diagonal_(float("-inf")).topk(SIMILAR).indices]
+        return [(unit @ unit.T).fill_diagonal_(float("-inf")).topk(k).indices]
 
-    return {STOCK: stock, OURS: lambda: [retrieval.similar_users(profiles, SIMILAR)], COMPILED: compiled(stock)}
+    def chunked():
+        unit, found = F.normalize(profiles), []
+        for start in range(0, len(unit), CHUNK):
+            cosines = unit[start : start + CHUNK] @ unit.T
+            cosines.diagonal(start).fill_(float("-inf"))
+            found.append(cosines.topk(k).indices)
+        return [torch.cat(found)]
+
+    found = {STOCK: stock, CHUNKED: chunked}
+    if at.exact:
+        return found
+    return {**found, OURS: lambda: [retrieval.similar_users(profiles, k)], COMPILED: compiled(stock)}
 
 
 def similar_users_seen(at: Setting, results: list[torch.Tensor], dim: int = 384) -> list[torch.Tensor]:
@@ -35,7 +47,7 @@ def similar_users_seen(at: Setting, results: list[torch.Tensor], dim: int = 384)
 
 def similar_to(at: Setting) -> torch.Tensor:
     """Some other users of every user."""
-    apart = at.distinct(at.num_users - 1, SIMILAR, 8) + 1
+    apart = at.distinct(at.num_users - 1, at.num_similar, 8) + 1
     return (torch.arange(at.num_users, device=at.device)[:, None] + apart) % at.num_users
 
 
@@ -64,7 +76,7 @@ def _scipy(at: Setting, similar: torch.Tensor):
         return Unavailable(f"not importable ({error})")
     indptr, indices = (t.numpy() for t in at.graph().csr())
     own = csr_matrix((np.ones(len(indices), dtype=np.int32), indices, indptr), (at.num_users, at.num_items))
-    starts = np.arange(at.num_users + 1) * SIMILAR
+    starts = np.arange(at.num_users + 1) * at.num_similar
     alike = csr_matrix((np.ones(similar.numel(), dtype=np.int32), similar.flatten().numpy(), starts))
 
     def run():

@@ -44,18 +44,20 @@ def prepare(cell: Cell) -> Prepared:
 
 
 def measure(cell: Cell, clock: WallClock | DeviceClock, rounds: int) -> dict[str, Any]:
-    """{"modes": {mode: {provider: times}}, "skipped": {provider: why}} and on a CUDA device {"extra_mib": ...}."""
+    """{"modes": {mode: {provider: times}}, "others_share": {mode: of the processors}, "skipped": {provider: why}} and
+    on a CUDA device {"extra_mib": ...}."""
     with precision(cell.at):
         prepared = prepare(cell)
         found, skipped = prepared.found, prepared.skipped
         modes: dict[str, dict[str, dict]] = {}
+        others: dict[str, float] = {}
         for mode in clock.modes:
             runs, unfit = clock.runs(mode, found)
             runs, others = (runs, {}) if runs is found else those_that_work(runs, prepared.accept)
-            times = time_providers(runs, clock, mode, min(rounds, cell.case.rounds or rounds))
+            times, others[mode] = time_providers(runs, clock, mode, min(rounds, cell.case.rounds or rounds))
             modes[mode] = {name: summary(of) for name, of in times.items()}
             skipped |= {f"{name} [{mode}]": why for name, why in (unfit | others).items()}
-        result = {"modes": modes, "skipped": skipped}
+        result = {"modes": modes, "others_share": others, "skipped": skipped}
         if isinstance(clock, DeviceClock):
             result["extra_mib"] = {name: extra_memory(run, "cuda") / 2**20 for name, run in found.items()}
     return result

@@ -1,4 +1,4 @@
-"""The results file: a machine, its ceilings, and what was measured on it. As a program, prints a short table of a file,
+"""The results file: a machine, and what was measured on it. As a program, prints a short table of a file,
 or with --name what this GPU's file is called."""
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import OTHERS_SHARE
 
 from prorec_fast._files import write_atomically
 
@@ -122,7 +123,6 @@ def table(content: dict[str, Any]) -> list[str]:
 
     named = ("gpu", "processor", "torch")
     lines = [", ".join(f"{key} {value}" for key, value in content["machine"].items() if key in named)]
-    lines += [f"  {name} {value:.4g}" for name, value in content.get("ceilings", {}).items()]
     for label, case in content.get("cases", {}).items():
         if "failed" in case:
             lines.append(f"{label}: FAILED: {case['failed']}")
@@ -133,6 +133,8 @@ def table(content: dict[str, Any]) -> list[str]:
         line = f"{label} [{mode}]: {ours['median_ms']:.4g} ms"
         if "gb_per_s" in ours:
             line += f", {ours['gflop_per_s']:.4g} GFLOP/s, {ours['gb_per_s']:.4g} GB/s"
+        if "share_of_ceiling" in ours:
+            line += f", {ours['share_of_ceiling']:.2f} of the ceiling"
         others = {name: f["median_ms"] for name, f in found.items() if not name.startswith(OURS)}
         if others:
             best = min(others, key=others.__getitem__)
@@ -164,6 +166,8 @@ def details(label: str, case: dict[str, Any]) -> list[str]:
         for first, *others in rows:
             cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
             lines.append("  " + "  ".join([first.ljust(widths[0]), *cells]))
+        if (share := case.get("others_share", {}).get(mode, 0.0)) > OTHERS_SHARE:
+            lines.append(f"  disturbed: others had {share:.0%} of the processors in places")
     return lines + [f"  without {name}: {why}" for name, why in case.get("skipped", {}).items()]
 
 

@@ -39,6 +39,7 @@ class Setting:
 
     Attributes:
         distinct_users, distinct_items: in a batch.
+        num_similar: other users whose items are a user's candidates.
         skew: a node is drawn as the power `skew` of a uniform number, so degrees follow a power law.
         precision: "float32", "tf32" (float32 with TF32 allowed) or "bfloat16".
         exact: the same inputs, converted to float64.
@@ -57,6 +58,7 @@ class Setting:
     profile_width: int = 1536
     num_profiles: int = 4
     num_environments: int = 4
+    num_similar: int = 10
     skew: float = 1.5
     device: str = "cpu"
     precision: str = "float32"
@@ -117,7 +119,7 @@ STEAM = replace(
 # One users x items matrix of a batch has 1.6 GB.
 LARGE = replace(
     AMAZON_BOOK, num_users=200_000, num_items=100_000, dim=64, distinct_users=4040, distinct_items=3988,
-    train_edges=5_000_000, enriched_edges=6_000_000, test_users=10_000, test_edges=100_000,
+    train_edges=5_000_000, enriched_edges=6_000_000, test_users=10_000, test_edges=100_000, num_similar=2,
 )  # fmt: skip
 SIZES = dict(zip(bench_options.SIZES, (AMAZON_BOOK, YELP, STEAM, LARGE), strict=True))
 TINY = replace(

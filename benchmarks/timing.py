@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from other_work import OtherWork
 from sizes import Provider
 
 from prorec_fast.train.step import WARMUP_STEPS, CudaGraphs
 
 LIMIT_MS = 4000.0  # what a provider may take of a mode; at least MIN_ROUNDS are measured
 MIN_ROUNDS = 3
+# Rounds come in windows of so many seconds, which the system's count of used processor time needs. One in which other
+# processes had more than this share of the processors is measured anew, up to so many times.
+WINDOW_S, OTHERS_SHARE, PATIENCE = 0.5, 0.08, 10
 # Of a process whose glibc gives large freed blocks back to the system, as it does by default, or keeps them.
 TUNED = {
     "MALLOC_MMAP_MAX_": "0",
@@ -149,19 +153,32 @@ def captured(run: Provider) -> Provider:
     return replay
 
 
-def time_providers(runs: dict[str, Provider], clock: WallClock | DeviceClock, mode: str, rounds: int):
-    """{provider: milliseconds of each of its rounds}."""
+def time_providers(
+    runs: dict[str, Provider], clock: WallClock | DeviceClock, mode: str, rounds: int
+) -> tuple[dict[str, list[float]], float]:
+    """{provider: milliseconds of each of its rounds}, and the largest share of the processors that others had."""
+    others, disturbed, patience = OtherWork(), 0.0, PATIENCE
     first = {name: clock.timed(run) for name, run in runs.items()}
     once = {name: clock.milliseconds([of])[0] for name, of in first.items()}
     counts = {name: min(rounds, max(MIN_ROUNDS, int(LIMIT_MS / max(ms, 1e-3)))) for name, ms in once.items()}
-    taken: dict[str, list] = {name: [first[name]] if once[name] >= LONG_MS else [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            if len(taken[name]) < counts[name]:
+    window: dict[str, list] = {name: [first[name]] if once[name] >= LONG_MS else [] for name in runs}
+    kept: dict[str, list] = {name: [] for name in runs}
+    while due := [name for name in runs if len(kept[name]) < counts[name]]:
+        for name in due:
+            if len(kept[name]) + len(window[name]) < counts[name]:
                 if once[name] < LONG_MS:
-                    clock.prepare(mode, run)
-                taken[name].append(clock.timed(run))
-    return {name: clock.milliseconds(values) for name, values in taken.items()}
+                    clock.prepare(mode, runs[name])
+                window[name].append(clock.timed(runs[name]))
+        complete = all(len(kept[name]) + len(window[name]) == counts[name] for name in runs)
+        if complete or others.seconds() >= WINDOW_S:
+            if (share := others.share()) <= OTHERS_SHARE or not patience:
+                kept = {name: kept[name] + window[name] for name in runs}
+                disturbed = max(disturbed, share)
+            else:
+                patience -= 1
+            window = {name: [] for name in runs}
+            others.restart()
+    return {name: clock.milliseconds(values) for name, values in kept.items()}, disturbed
 
 
 def summary(times: list[float]) -> dict[str, float]:
@@ -174,7 +191,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
-def median_ms(run: Callable[[], Any], clock: WallClock | DeviceClock, rounds: int) -> float:
-    """Of warm calls."""
+def warm(run: Callable[[], Any], clock: WallClock | DeviceClock, rounds: int) -> dict[str, float]:
+    """The summary of warm calls."""
     run()
-    return summary(time_providers({"": run}, clock, clock.modes[0], rounds)[""])["median_ms"]
+    return summary(time_providers({"": run}, clock, clock.modes[0], rounds)[0][""])

@@ -21,7 +21,7 @@ import bench_distribution_kl
 import bench_info_nce
 import torch
 from sizes import AMAZON_BOOK, OURS, TINY, Provider, Setting, difference
-from timing import DeviceClock, WallClock, captured, first_line, median_ms
+from timing import DeviceClock, WallClock, captured, first_line, warm
 
 from prorec_fast.triton_kernels import tuning
 from prorec_fast.triton_kernels.primitives import chip
@@ -77,7 +77,7 @@ def search(run: Provider, use: Callable[[Tile], None], tile: Tile, clock: WallCl
     def timed(candidate: Tile) -> tuple[float, list[torch.Tensor]]:
         use(candidate)
         replay = captured(run) if isinstance(clock, DeviceClock) else run
-        return median_ms(replay, clock, ROUNDS), [t.clone() for t in replay()]
+        return warm(replay, clock, ROUNDS)["median_ms"], [t.clone() for t in replay()]
 
     best, (first_ms, truth), tried = tile, timed(tile), {tile}
     best_ms = first_ms

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from bench_retrieval import SIMILAR, candidates
+from bench_retrieval import candidates
 from sizes import Setting
 
 from prorec_fast.costs import FORMULAS, Call, Cost
@@ -98,7 +98,7 @@ def _num_candidates(at: Setting) -> int:
 
 
 def candidate_items(at: Setting) -> Calls:
-    sizes = {"num_similar": SIMILAR, "num_candidates": _num_candidates(at)}
+    sizes = {"num_similar": at.num_similar, "num_candidates": _num_candidates(at)}
     return [("candidate_items", {**_graph(at), **sizes})]
 
 

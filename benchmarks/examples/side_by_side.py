@@ -51,7 +51,7 @@ def compare(title: str, build: Build, tolerance: float = 1e-4) -> None:
     error = difference(after(), before())
     if not error <= tolerance:
         sys.exit(f"{title}: before and after differ by {error:.2g}, which is more than {tolerance:g}")
-    times = time_providers({"before": before, "after": after}, WallClock(), "default", arguments.rounds)
+    times, _ = time_providers({"before": before, "after": after}, WallClock(), "default", arguments.rounds)
     found = {"title": title, **{side: summary(taken)["median_ms"] for side, taken in times.items()}}
     if arguments.json:
         print(json.dumps(found))

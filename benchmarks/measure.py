@@ -50,14 +50,14 @@ def measure(cell: Cell, clock: WallClock | DeviceClock, rounds: int) -> dict[str
         prepared = prepare(cell)
         found, skipped = prepared.found, prepared.skipped
         modes: dict[str, dict[str, dict]] = {}
-        others: dict[str, float] = {}
+        disturbed: dict[str, float] = {}
         for mode in clock.modes:
             runs, unfit = clock.runs(mode, found)
             runs, others = (runs, {}) if runs is found else those_that_work(runs, prepared.accept)
-            times, others[mode] = time_providers(runs, clock, mode, min(rounds, cell.case.rounds or rounds))
+            times, disturbed[mode] = time_providers(runs, clock, mode, min(rounds, cell.case.rounds or rounds))
             modes[mode] = {name: summary(of) for name, of in times.items()}
             skipped |= {f"{name} [{mode}]": why for name, why in (unfit | others).items()}
-        result = {"modes": modes, "others_share": others, "skipped": skipped}
+        result = {"modes": modes, "others_share": disturbed, "skipped": skipped}
         if isinstance(clock, DeviceClock):
             result["extra_mib"] = {name: extra_memory(run, "cuda") / 2**20 for name, run in found.items()}
     return result

@@ -33,6 +33,7 @@ MEANING = {
     "E": "environments",
 }  # fmt: skip
 TRAININGS = {"lightgcn": "LightGCN", "promax": "ProMax", "proex": "ProEx", "mult_vae": "Mult-VAE"}
+LEAST_MIB = 0.1  # that is told apart: pages and what the allocator keeps are more
 # Of all that scaling.py measures, what the README shows.
 SHOWN = (
     ("distribution_kl", "N"), ("distribution_kl", "B"), ("info_nce", "B"), ("multinomial_nll", "N"),
@@ -68,10 +69,11 @@ def memory(content: dict[str, Any]) -> Figure | None:
         found = {OURS: row.extra_mib.get(OURS), "eager PyTorch": row.extra_mib.get(row.definition)}
         for name, compiled in ((COMPILED, True), (STOCK, False)):
             found[name] = min(row.others(row.extra_mib, compiled).values(), default=None)
-        found = {name: max(value, 0.1) for name, value in found.items() if value is not None}
+        found = {name: max(value, LEAST_MIB) for name, value in found.items() if value is not None}
         if len(found) > 1:
             series.append((row.title, found))
-    return dots(series, "MiB held beyond the inputs", [BLUE, VERMILION, GREEN, PURPLE])
+    title = f"MiB held beyond the inputs (at the left edge: {LEAST_MIB} or less)"
+    return dots(series, title, [BLUE, VERMILION, GREEN, PURPLE])
 
 
 def dots(

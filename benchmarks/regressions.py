@@ -3,7 +3,8 @@
     python benchmarks/regressions.py OLD NEW
 
 Slower is a median more than 5 % above the old one where even the new first quartile is above the old third; larger is
-more than 5 % and a MiB. Exit code: 0 nothing got worse; 1 something did; 2 the files cannot be compared.
+more than 5 % and a MiB. Cells that the new file does not have are named. Exit code: 0 nothing got worse; 1 something
+did; 2 the files cannot be compared.
 """
 
 from __future__ import annotations
@@ -69,11 +70,13 @@ def main() -> int:
         print("usage: regressions.py OLD NEW", file=sys.stderr)
         return 2
     try:
-        worse = compare(*(json.loads(Path(name).read_text()) for name in sys.argv[1:]))
+        old, new = (json.loads(Path(name).read_text()) for name in sys.argv[1:])
+        worse = compare(old, new)
     except (OSError, ValueError, Incomparable) as error:
         print(f"regressions.py: error: {error}", file=sys.stderr)
         return 2
-    print(*worse, f"{len(worse)} got worse", sep="\n")
+    gone = [f"{label}: not in the new file" for label in old["cases"] if label not in new["cases"]]
+    print(*gone, *worse, f"{len(worse)} got worse", sep="\n")
     return 1 if worse else 0
 
 

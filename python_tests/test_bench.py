@@ -25,7 +25,6 @@ def test_bench_as_it_is_run(tmp_path):
     assert done.returncode == 0, done.stderr
     content = json.loads(file.read_text())
     assert {"processor", "threads", "torch", "prorec_fast", "python", "numpy", "scipy"} <= set(content["machine"])
-    assert content["ceilings"].keys() == {"copy_gb_per_s", "mm_gflop_per_s"}
     (case,) = content["cases"].values()
     assert list(content["cases"]) == ["ranking_metrics, tiny, forward"] and os.listdir(file.parent) == ["cpu.json"]
     identity = {
@@ -37,12 +36,14 @@ def test_bench_as_it_is_run(tmp_path):
     }
     assert identity.items() <= case.items() and set(case["modes"]) == {"default", "tuned"}
     assert set(case["extra_mib"]) == {"eager reference", "ours"} and list(case["skipped"]) == ["torch.compile"]
-    for of in (of for found in case["modes"].values() for of in found.values()):
-        least = case["work"]["gb"] / content["ceilings"]["copy_gb_per_s"]
+    assert case["others_share"].keys() == case["ceilings"].keys() == {"default", "tuned"}
+    for mode, of in ((mode, of) for mode, found in case["modes"].items() for of in found.values()):
+        assert case["ceilings"][mode].keys() == {"copy_gb_per_s", "mm_gflop_per_s"}
+        least = case["work"]["gb"] / case["ceilings"][mode]["copy_gb_per_s"]
         assert of["rounds"] == 2 and of["min_ms"] <= of["q1_ms"] <= of["median_ms"] <= of["q3_ms"] <= of["max_ms"]
         assert of["share_of_ceiling"] == pytest.approx(1e3 * least / of["median_ms"])
         assert of["gb_per_s"] == pytest.approx(1e3 * case["work"]["gb"] / of["median_ms"])
-    lines = done.stdout.splitlines()
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("  disturbed: ")]
     assert lines[0].startswith("ranking_metrics, tiny, forward, 0 GFLOP, ") and len(lines) == 8
     assert lines[4].split()[:3] == ["[tuned]", "median", "ms"] and lines[6].split()[0] == "ours"
     assert sum(line.startswith("ranking_metrics, tiny, forward [tuned]: ") for line in record.table(content)) == 1
@@ -59,10 +60,10 @@ def measured(monkeypatch):
         for cell in todo:
             assert list(names) == (["ours"] if mode == bench.MEMORY else [])
             default = {"modes": {mode: {"ours": bench_times(2.0)}}, "skipped": {"faiss": "not importable"}}
-            yield cell, found.get(cell.label, {"extra_mib": {"ours": 3.0}} if mode == bench.MEMORY else default)
+            result = found.get(cell.label, {"extra_mib": {"ours": 3.0}} if mode == bench.MEMORY else default)
+            yield cell, {"ceilings": {"copy_gb_per_s": 10.0, "mm_gflop_per_s": 100.0}, **result}
 
     monkeypatch.setattr(bench, "results_of", results_of)
-    monkeypatch.setattr(bench, "ceilings", lambda *_: {"copy_gb_per_s": 10.0, "mm_gflop_per_s": 100.0})
     return found
 
 
@@ -115,7 +116,8 @@ def test_bench_refuses_what_it_cannot_do(measured, capsys, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"machine": record.machine("cpu"), "cases": {}}))
     (tmp_path / "text.json").write_text("no JSON")
     for words, message in (
-        (["nonsense"], "OP: want some of distribution_kl; .*; got 'nonsense'"),
+        (["nonsense"], "OP: want an operation .* such as distribution_kl, .*; got 'nonsense'"),
+        (["topk", "gaussian"], "such as 'gaussian_kl'; got 'gaussian'"),
         (["promax_step", "--size", "large"], "none of these is timed"),
         (["--against", str(tmp_path / "none.json")], "No such file"),
         (["--against", str(tmp_path / "text.json")], "--against: .*text.json is no results file"),
@@ -135,13 +137,14 @@ def test_bench_against_an_older_file(measured, tmp_path, capsys):
     assert bench.main(["bpr", "--save", str(file)]) == 0
     assert bench.main(["bpr", "--against", str(file)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "0 got worse"
-    measured[label] = {"modes": {"tuned": {"ours": bench_times(2.3)}}}
+    measured[label] = {"modes": {"tuned": {"ours": bench_times(2.3)}}, "others_share": {"tuned": 0.2}}
     assert bench.main(["bpr", "--against", str(file)]) == 1
     lines = capsys.readouterr().out.splitlines()
+    assert "  disturbed: others had 20% of the processors in places" in lines
     assert lines[-2:] == [f"{label} [tuned] ours: 2 (1.9 .. 2.1) -> 2.3 (2.2 .. 2.4) ms, x 1.15", "1 got worse"]
 
 
-def test_regressions_are_beyond_the_spread(tmp_path):
+def test_regressions_are_beyond_the_spread(tmp_path, capsys):
     import regressions
 
     machine = {"processor": "P", "threads": 2}
@@ -172,6 +175,9 @@ def test_regressions_are_beyond_the_spread(tmp_path):
     assert [code("old", "old"), code("old", "new"), code("new", "old"), code("old", "other"), code("old")] == [
         0, 1, 0, 2, 2
     ]  # fmt: skip
+    capsys.readouterr()
+    files["new"].write_text(json.dumps(old | {"cases": {**old["cases"], "topk": {}}}))
+    assert code("new", "old") == 0 and capsys.readouterr().out == "topk: not in the new file\n0 got worse\n"
 
 
 def test_a_cell_that_ends_its_process_does_not_end_the_others(tmp_path, monkeypatch):

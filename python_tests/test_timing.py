@@ -116,11 +116,86 @@ def test_rounds_are_fewer_where_they_are_long(monkeypatch):
         return milliseconds
 
     runs = {"short": lambda: take("short", 1.0), "long": lambda: take("long", 3000.0)}
-    times = timing.time_providers(runs, Counted(), "default", 10)
+    times, _ = timing.time_providers(runs, Counted(), "default", 10)
     assert {name: len(values) for name, values in times.items()} == {"short": 10, "long": timing.MIN_ROUNDS}
     spread = {"median_ms": 3.0, "q1_ms": 2.0, "q3_ms": 4.0, "min_ms": 1.0, "max_ms": 9.0, "rounds": 5}
     assert timing.summary([3.0, 1.0, 9.0, 2.0, 4.0]) == spread
     assert timing.summary([3.0]) == {**dict.fromkeys(spread, 3.0), "rounds": 1}
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Tells timing.py what others had of the processors in each window, which is one round."""
+    import timing
+
+    told = []
+
+    class Told(timing.OtherWork):
+        def seconds(self):
+            return timing.WINDOW_S
+
+        def share(self):
+            return told.pop(0)
+
+    monkeypatch.setattr(timing, "OtherWork", Told)
+    return told
+
+
+def test_what_others_disturb_is_measured_anew(alone):
+    import timing
+
+    given = iter(range(100))
+
+    class Counted(timing.WallClock):
+        def prepare(self, mode, run):
+            pass
+
+        def timed(self, run):
+            return float(next(given))
+
+    alone += [0.5, 0.05, 0.2, 0.01]
+    # The first call, 0, tells how long one takes; rounds 1 and 3 are disturbed.
+    assert timing.time_providers({"": None}, Counted(), "default", 2) == ({"": [2.0, 4.0]}, 0.05)
+    # Where it never becomes quiet, what there is is taken, and how disturbed it was.
+    given, alone[:] = iter(range(100)), [0.5] * (timing.PATIENCE + 2)
+    times, share = timing.time_providers({"": None}, Counted(), "default", 2)
+    assert len(times[""]) == 2 and times[""][0] == timing.PATIENCE + 1 and share == 0.5 and not alone
+
+
+def test_a_disturbed_first_call_is_made_anew(alone):
+    import timing
+
+    given = iter((3000.0, 2999.0, 2000.0, 2001.0, 2002.0))
+
+    class Counted(timing.WallClock):
+        def timed(self, run):
+            return next(given)
+
+    alone += [0.5, 0.0, 0.0, 0.0]
+    times, _ = timing.time_providers({"": None}, Counted(), "default", 9)
+    assert times == {"": [2000.0, 2001.0, 2002.0]}
+
+
+def test_others_work_is_what_is_not_ours(tmp_path, monkeypatch):
+    import other_work
+
+    stat, clock = tmp_path / "stat", SimpleNamespace(perf_counter=lambda: now, process_time=lambda: own)
+    monkeypatch.setattr(other_work, "STAT", stat)
+    monkeypatch.setattr(other_work, "time", clock)
+    monkeypatch.setattr(other_work.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(other_work.os, "sysconf", lambda name: 100)
+    now = own = 0.0
+    stat.write_text("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 2\n")
+    found = other_work.OtherWork()
+    now, own = 2.0, 1.5
+    # 150 ticks of ours and 42 of others among user, nice, system, interrupts and stolen; idle and waiting are none.
+    stat.write_text("cpu  151 12 13 999 999 16 9 18 999 999\ncpu0 1 2\n")
+    assert found.seconds() == 2.0 and found.share() == pytest.approx((42 - other_work.ROUNDING) / 100 / (2 * 2.0))
+    own = 3.0
+    assert found.share() == 0.0
+    stat.unlink()
+    found.restart()
+    assert found.share() == 0.0
 
 
 def test_extra_memory_of_a_cpu_is_what_a_call_holds_at_once():

@@ -141,6 +141,7 @@ def test_ranking_metrics_compiles_and_registers():
         ({"items": torch.full((4, 5), -2)}, "items: want entries in"),
         ({"ks": (3, 6)}, "ks: want cut-offs of at most 5, .* got 6"),
         ({"ks": (0,)}, "ks: want an integer of at least 1"),
+        ({"ks": 5}, r"ks: want cut-offs, \(10, 20\) for example, got int 5"),
         ({"truth": torch.zeros(4, 9)}, "truth: want a BipartiteGraph"),
         ({"truth": BipartiteGraph.from_edges([0], [0], 3, 9)}, "truth: want 4 rows, got 3"),
         ({"truth": (torch.zeros(5, dtype=torch.int64), torch.zeros(0, dtype=torch.int32))}, "num_items: want"),

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ def ranking_metrics(
 ) -> dict[str, Tensor]:
     if not isinstance(items, Tensor) or items.dtype != torch.int64 or items.dim() != 2:
         raise TypeError(f"items: want a 2-d int64 tensor, got {describe(items)}")
+    if not isinstance(ks, Iterable):
+        raise TypeError(f"ks: want cut-offs, (10, 20) for example, got {describe(ks)}")
     ks = tuple(ks)
     for k in ks:
         positive_int("ks", k)

@@ -48,7 +48,7 @@ def providers(
     teacher = losses.TeacherDistribution(*teacher_tables)
 
     def ours():
-        return losses.distribution_kl(user, item, None, None, users=users, teacher=teacher, **options)
+        return losses.distribution_kl(user, item, users=users, teacher=teacher, **options)
 
     found[OURS] = loss_and_gradients(ours, [user, item], backward)
     if not eps and weighting == "entropy":

@@ -64,9 +64,7 @@ def providers(at: Setting = AMAZON_BOOK):
 
     def reshaping(user, item, other_user, other_item):
         rows, columns = distinct(users), distinct(items)
-        sdr = losses.distribution_kl(
-            user, item, None, None, users=rows.values, count=rows.count, teacher=teacher, eps=1e-8
-        )
+        sdr = losses.distribution_kl(user, item, users=rows.values, count=rows.count, teacher=teacher, eps=1e-8)
         s2dr = (
             losses.info_nce(user, other_user, rows=rows.values, count=rows.count, eps=1e-5)
             + losses.info_nce(item, other_item, rows=columns.values, count=columns.count, eps=1e-5)

@@ -94,6 +94,24 @@ def index_range(name: str, value: Tensor, size: int, low: int = 0) -> None:
             raise IndexError(f"{name}: want entries in [{low}, {size}), got entries in [{least}, {most}]")
 
 
+def device(name: str, value: torch.device | str | int) -> torch.device:
+    """`value` as a device."""
+    try:
+        return torch.device(value)
+    except (TypeError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: want a device or its name, got {value!r}") from error
+
+
+def float_dtype(name: str, value: torch.dtype | str) -> torch.dtype:
+    """`value`, a floating dtype or the name of one, as a dtype."""
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+    found = names.get(value) if isinstance(value, str) else value
+    if found not in FLOAT_DTYPES:
+        raise ValueError(f"{name}: want one of {', '.join(names)}, got {value!r}")
+    return found
+
+
 def row_count(name: str, value: Tensor, *, rows: int, device: torch.device) -> None:
     """Requires a 0-d int64 tensor on `device` in [0, rows]; its value is checked where those of an index are."""
     if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != 0:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prorec_fast import _native, library  # noqa: F401  (library registers the operators that torch.compile traces)
+from prorec_fast import _checks, _native, library  # noqa: F401  (library registers the operators that torch.compile traces)
 from prorec_fast._checks import describe
 from prorec_fast.ops import propagate as _propagate
 
@@ -159,7 +159,12 @@ class BipartiteGraph:
         )
 
     def to(self, device: torch.device | str) -> BipartiteGraph:
-        """The graph on `device`; itself when it is there already."""
+        """The graph on `device`; itself when it is there already.
+
+        Raises:
+            TypeError, ValueError: `device` is no device, but a dtype, say; the message names it.
+        """
+        device = _checks.device("device", device)
         moved = [None if t is None else t.to(device) for t in self.adjacency()[:6]]
         if moved[0] is self.user_indptr:
             return self

@@ -48,13 +48,13 @@ __all__ = [
 def distribution_kl(
     user: Tensor,
     item: Tensor,
-    teacher_user: Tensor | None,
-    teacher_item: Tensor | None,
+    teacher_user: Tensor | None = None,
+    teacher_item: Tensor | None = None,
     *,
     users: Tensor | None = None,
     count: Tensor | None = None,
     temperature: float = 0.2,
-    teacher_temperature: float = 0.2,
+    teacher_temperature: float | None = None,
     divergence: str = "cross_entropy",
     weighting: str | Tensor = "entropy",
     weight_range: tuple[float, float] = (0.1, 1.0),
@@ -79,18 +79,20 @@ def distribution_kl(
         count: 0-d int64 in [0, B]: only the first `count` rows of the batch are part of the loss. "mean" divides by
             it, "none" gives 0 for the others, whose entries of `users` are not used beyond being in range. Shapes stay
             the same, so that a CUDA graph can hold batches of any number of distinct users.
-        temperature, teacher_temperature: above 0. With `teacher`, its own temperature counts.
+        temperature: above 0.
+        teacher_temperature: above 0; None is that of `teacher`, or 0.2 without one.
         divergence: "cross_entropy" -sum_j p log q; "kl" KL(p||q); "reverse_kl" KL(q||p); "js" Jensen-Shannon.
         weighting: "entropy" w_u = clamp(1 - H(p_u) / log N, *weight_range), "none", or a tensor [B].
         weight_range: (lo, hi) of the clamp. The paper has none: (0.0, 1.0).
         eps: added to every probability of which a logarithm is taken. The released code has 1e-8, the paper 0.
         normalize: cosines; False takes inner products.
-        teacher: a TeacherDistribution over the same tables, so that its statistics are computed once a run.
+        teacher: a TeacherDistribution in place of the tables, so that its statistics are computed once a run. What is
+            given of the teacher beside it has to be its own.
         reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0.
 
     Raises:
-        TypeError, ValueError, IndexError: an argument of another type, shape, dtype, device or range; the message
-            names it.
+        TypeError, ValueError, IndexError: an argument of another type, shape, dtype, device or range, or one that
+            contradicts `teacher`; the message names it.
     """
     return _distribution_kl.distribution_kl(
         user, item, teacher_user, teacher_item, users=users, count=count,

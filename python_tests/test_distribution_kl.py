@@ -257,6 +257,62 @@ def test_distribution_kl_compiles_and_registers():
     assert_compiled_equals_eager(lambda u, i: losses.distribution_kl(u, i, teacher_user, teacher_item), inputs)
 
 
+def test_distribution_kl_takes_a_teacher_for_its_tables():
+    user, item, teacher_user, teacher_item = tables(20, 90, 16, 24)
+    teacher = losses.TeacherDistribution(teacher_user, teacher_item, temperature=0.3)
+    want = losses.distribution_kl(user, item, teacher_user, teacher_item, teacher_temperature=0.3)
+    own = teacher_user.view(20, 24), torch.nn.Parameter(teacher_item)  # the same memory
+    for given in ((), (None, None), own, (teacher.user, teacher.item), (None, teacher_item)):
+        for temperature in (None, 0.3):
+            got = losses.distribution_kl(user, item, *given, teacher=teacher, teacher_temperature=temperature)
+            torch.testing.assert_close(got, want)
+    assert losses.distribution_kl(user, item, teacher_user, teacher_item) != want  # 0.2
+
+    narrow = [t.bfloat16() for t in (teacher_user, teacher_item)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which would copy them
+        losses.distribution_kl(user, item, *narrow, teacher=losses.TeacherDistribution(*narrow))
+    assert_compiled_equals_eager(
+        lambda u, i: losses.distribution_kl(
+            u, i, teacher_user, teacher_item, teacher=teacher, teacher_temperature=0.3
+        ),
+        (user.requires_grad_(), item.requires_grad_()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(teacher_temperature=0.2), "teacher_temperature: want None or that of teacher=, 0.3, got 0.2"),
+        (dict(teacher_temperature=float("nan")), "teacher_temperature: want None or that of teacher=, 0.3, got nan"),
+        (dict(teacher_user=torch.zeros(5, 4)), r"teacher_user: want .* teacher=, a .*, got another: a float32"),
+        (dict(teacher_item=torch.zeros(3, 4)), r"teacher_item: want .* of shape \(9, 4\).* of shape \(3, 4\)"),
+        (dict(teacher_item=[0.5]), r"teacher_item: want .* got another: list of 1"),
+        (dict(normalize=False), "teacher: want one made with normalize=False, got True"),
+    ],
+)
+def test_distribution_kl_rejects_what_contradicts_its_teacher(change, message):
+    user, item, *teacher_tables = tables(5, 9, 8, 4)
+    teacher = losses.TeacherDistribution(*teacher_tables, temperature=0.3)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        losses.distribution_kl(user, item, teacher=teacher, **change)
+
+
+def test_teacher_distribution_moves():
+    teacher = losses.TeacherDistribution(*tables(5, 9, 8, 4)[2:], temperature=0.3, normalize=False)
+    assert teacher.to("cpu") is teacher is teacher.to(torch.device("cpu"))
+    moved = teacher.to("meta")
+    assert moved is not teacher and type(moved) is losses.TeacherDistribution
+    assert (moved.temperature, moved.normalize) == (0.3, False)
+    for name in ("user", "item", "lse", "entropy"):
+        own, there = getattr(teacher, name), getattr(moved, name)
+        assert (own.device.type, there.device.type) == ("cpu", "meta")
+        assert (there.shape, there.dtype) == (own.shape, own.dtype)
+    assert moved.weight().device.type == "meta" and moved.to("meta") is moved
+    for device, error in ((torch.bfloat16, TypeError), (None, TypeError), ("float32", ValueError)):
+        with pytest.raises(error, match=r"^device: want a device or its name, got "):
+            teacher.to(device)
+
+
 def test_distribution_kl_memory_at_two_hundred_thousand_items():
     """Users x items in float32 would be 1526 MiB, several times over in eager PyTorch."""
     grown = run_python(

@@ -107,6 +107,8 @@ def test_graph_without_edges(num_users, num_items):
 def test_graph_to_device():
     graph = BipartiteGraph.from_edges(USERS, ITEMS, 5, 4, weights=torch.ones(6))
     assert graph.to("cpu") is graph
+    with pytest.raises(TypeError, match=r"^device: want a device or its name, got torch\.float16"):
+        graph.to(torch.float16)
     moved = graph.to("meta")
     assert moved.device.type == "meta" and moved.num_edges == 4 and moved.user_values is not None
 

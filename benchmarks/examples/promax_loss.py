@@ -47,7 +47,7 @@ class After(nn.Module):
 
     def forward(self, user: Tensor, item: Tensor, users: Tensor) -> Tensor:
         # become:
-        loss = losses.distribution_kl(user, item, None, None, users=users, teacher=self.teacher, temperature=0.2)
+        loss = losses.distribution_kl(user, item, users=users, teacher=self.teacher, temperature=0.2)
         # up to here
         return loss
 

@@ -105,7 +105,7 @@ def _distribution_kl(inputs: _Inputs) -> Iterator[Case]:
 
     def cached(user: Tensor, item: Tensor) -> Tensor:
         found = losses.TeacherDistribution(*(t.to(user.dtype) for t in teacher), temperature=0.3)
-        return losses.distribution_kl(user, item, None, None, users=users, teacher=found)
+        return losses.distribution_kl(user, item, users=users, teacher=found)
 
     def cached_definition(user: Tensor, item: Tensor) -> Tensor:
         return definition(user, item, *(t.to(user.dtype) for t in teacher), users=users, teacher_temperature=0.3)

@@ -159,8 +159,6 @@ class _ProMaxObjective(Objective):
         return distribution_kl(
             user,
             item,
-            None,
-            None,
             users=distinct_users.values,
             count=distinct_users.count,
             temperature=self.config.temperature,

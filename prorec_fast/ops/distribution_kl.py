@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,11 +13,14 @@ from prorec_fast.ops.operation import float32, operation, widest
 from prorec_fast.reference import distribution_kl as reference
 
 DIVERGENCES = ("cross_entropy", "kl", "reverse_kl", "js")
+_TEMPERATURE = 0.2  # of a teacher that has none of its own
 _STATS_ROWS = 1024  # rows of logits at a time where no kernel is built
 
 
 class TeacherDistribution:
     """A frozen teacher p_u = softmax_j cos(teacher_user_u, teacher_item_j) / temperature, its statistics computed once.
+
+    Its dtype stays what it is: the statistics are those of the tables as they were given.
 
     Attributes:
         user, item: the tables, [M, t] and [N, t].
@@ -27,7 +33,7 @@ class TeacherDistribution:
 
     @operation("TeacherDistribution", widest)
     def __init__(
-        self, teacher_user: Tensor, teacher_item: Tensor, *, temperature: float = 0.2, normalize: bool = True
+        self, teacher_user: Tensor, teacher_item: Tensor, *, temperature: float = _TEMPERATURE, normalize: bool = True
     ) -> None:
         float_matrix("teacher_user", teacher_user)
         float_matrix("teacher_item", teacher_item, cols=teacher_user.size(1))
@@ -38,6 +44,18 @@ class TeacherDistribution:
         self.user, self.item = teacher_user.detach(), teacher_item.detach()
         self.temperature, self.normalize = float(temperature), bool(normalize)
         self.lse, self.entropy = _stats(self.user, self.item, self.temperature, self.normalize)
+
+    def to(self, device: torch.device | str) -> TeacherDistribution:
+        """The teacher on `device`, its statistics as they are; itself when it is there already.
+
+        Raises:
+            TypeError, ValueError: `device` is no device, but a dtype, say; the message names it.
+        """
+        device = _checks.device("device", device)
+        moved = copy.copy(self)
+        for name in ("user", "item", "lse", "entropy"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return self if moved.user is self.user else moved
 
     def weight(self, weight_range: tuple[float, float] = (0.1, 1.0)) -> Tensor:
         """w_u = clamp(1 - H(p_u) / log N, *weight_range) (ProMax Eq. 13): [M]."""
@@ -68,8 +86,33 @@ def teacher_stats(user: Tensor, item: Tensor, temperature: float, normalize: boo
     return torch.cat([lse for lse, _ in parts]), torch.cat([h for _, h in parts])
 
 
-@operation("distribution_kl", float32)
 def distribution_kl(
+    user: Tensor,
+    item: Tensor,
+    teacher_user: Tensor | None,
+    teacher_item: Tensor | None,
+    *,
+    teacher_temperature: float | None,
+    teacher: TeacherDistribution | None,
+    normalize: bool,
+    **options: Any,
+) -> Tensor:
+    if teacher is None:
+        if teacher_user is None or teacher_item is None:
+            raise ValueError("teacher_user, teacher_item: want both tables where no teacher= is given, got None")
+        if teacher_temperature is None:
+            teacher_temperature = _TEMPERATURE
+    else:  # before autocast's copies, so that its own tables are known
+        _check_teacher(teacher, teacher_user, teacher_item, teacher_temperature, normalize)
+        teacher_user, teacher_item, teacher_temperature = None, None, teacher.temperature
+    return _distribution_kl(
+        user, item, teacher_user, teacher_item, teacher_temperature=teacher_temperature, teacher=teacher,
+        normalize=normalize, **options,
+    )  # fmt: skip
+
+
+@operation("distribution_kl", float32)
+def _distribution_kl(
     user: Tensor,
     item: Tensor,
     teacher_user: Tensor | None,
@@ -92,12 +135,8 @@ def distribution_kl(
     same_device_and_dtype(("user", "item"), (user, item))
     if item.size(0) == 0:
         raise ValueError(f"item: want at least one row, got shape {tuple(item.shape)}")
-    if teacher is None:
-        if teacher_user is None or teacher_item is None:
-            raise ValueError("teacher_user, teacher_item: want both tables where no teacher= is given, got None")
-    else:
-        _check_teacher(teacher, teacher_user, teacher_item, normalize)
-        teacher_user, teacher_item, teacher_temperature = teacher.user, teacher.item, teacher.temperature
+    if teacher is not None:
+        teacher_user, teacher_item = teacher.user, teacher.item
     float_matrix("teacher_user", teacher_user)
     float_matrix("teacher_item", teacher_item, rows=item.size(0), cols=teacher_user.size(1))
     _checks.temperature("temperature", temperature)
@@ -148,7 +187,11 @@ def distribution_kl(
 
 
 def _check_teacher(
-    teacher: TeacherDistribution, teacher_user: Tensor | None, teacher_item: Tensor | None, normalize: bool
+    teacher: TeacherDistribution,
+    teacher_user: Tensor | None,
+    teacher_item: Tensor | None,
+    teacher_temperature: float | None,
+    normalize: bool,
 ) -> None:
     if not isinstance(teacher, TeacherDistribution):
         raise TypeError(f"teacher: want a TeacherDistribution, got {_checks.describe(teacher)}")
@@ -156,8 +199,25 @@ def _check_teacher(
         raise ValueError(f"teacher: want one made with normalize={normalize}, got {teacher.normalize}")
     own = {"teacher_user": (teacher_user, teacher.user), "teacher_item": (teacher_item, teacher.item)}
     for name, (given, table) in own.items():
-        if given is not None and given.shape != table.shape:
-            raise ValueError(f"{name}: want None or the teacher's own {tuple(table.shape)}, got {tuple(given.shape)}")
+        if given is not None and not _same(given, table):
+            raise ValueError(f"{name}: want None or the very table of teacher=, {_checks.describe(table)}, "
+                             f"got another: {_checks.describe(given)}")  # fmt: skip
+    if teacher_temperature is not None and teacher_temperature != teacher.temperature:
+        raise ValueError(f"teacher_temperature: want None or that of teacher=, {teacher.temperature}, "
+                         f"got {teacher_temperature!r}")  # fmt: skip
+
+
+def _same(given: Any, table: Tensor) -> bool:
+    """Whether both are one memory, which nothing has to be read for; torch.compile, which traces none, sees shapes."""
+    if given is table:
+        return True
+    if not isinstance(given, Tensor) or given.shape != table.shape:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    return (given.data_ptr(), given.dtype, given.stride(), given.device) == (
+        table.data_ptr(), table.dtype, table.stride(), table.device
+    )  # fmt: skip
 
 
 def _batch_rows(user: Tensor, teacher_user: Tensor, users: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

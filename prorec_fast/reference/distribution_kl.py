@@ -12,8 +12,8 @@ from prorec_fast.reference.reduce import keep, leading, reduce
 def distribution_kl(
     user: Tensor,
     item: Tensor,
-    teacher_user: Tensor | None,
-    teacher_item: Tensor | None,
+    teacher_user: Tensor | None = None,
+    teacher_item: Tensor | None = None,
     *,
     users: Tensor | None = None,
     count: Tensor | None = None,

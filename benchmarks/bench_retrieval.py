@@ -4,13 +4,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_distribution_kl import CHUNKED
-from bench_topk import STOCK
 from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled
 
 from prorec_fast import retrieval
 from prorec_fast.ops.pair_scores import pair_scores
 from prorec_fast.reference.candidate_items import candidate_items as candidate_items_reference
 from prorec_fast.reference.pair_scores import pair_scores as pair_scores_reference
+from prorec_fast.reference.similar_users import similar_users as similar_users_reference
 
 SCIPY = "scipy.sparse"
 CHUNK = 2048
@@ -19,9 +19,8 @@ CHUNK = 2048
 def similar_users_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
     profiles, k = at.table(at.num_users, 1, dim).detach(), at.num_similar
 
-    def stock():
-        unit = F.normalize(profiles)
-        return [(unit @ unit.T).fill_diagonal_(float("-inf")).topk(k).indices]
+    def eager():
+        return [similar_users_reference(profiles, k)]
 
     def chunked():
         unit, found = F.normalize(profiles), []
@@ -31,10 +30,10 @@ def similar_users_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
             found.append(cosines.topk(k).indices)
         return [torch.cat(found)]
 
-    found = {STOCK: stock, CHUNKED: chunked}
+    found = {EAGER: eager, CHUNKED: chunked}
     if at.exact:
         return found
-    return {**found, OURS: lambda: [retrieval.similar_users(profiles, k)], COMPILED: compiled(stock)}
+    return {**found, OURS: lambda: [retrieval.similar_users(profiles, k)], COMPILED: compiled(eager)}
 
 
 def similar_users_seen(at: Setting, results: list[torch.Tensor], dim: int = 384) -> list[torch.Tensor]:

@@ -102,6 +102,10 @@ def candidate_items(at: Setting) -> Calls:
     return [("candidate_items", {**_graph(at), **sizes})]
 
 
+def similar_users(at: Setting, dim: int = 384) -> Calls:
+    return [("similar_users", {"num_users": at.num_users, "dim": dim, "k": at.num_similar})]
+
+
 def pair_scores(at: Setting, dim: int = 384) -> Calls:
     return [("pair_scores", {"num_pairs": _num_candidates(at), "num_users": at.num_users, "dim": dim})]
 
@@ -125,6 +129,6 @@ WORK: dict[str, Callable[..., Calls]] = {
     for of in (
         batch_uniformity, bpr, candidate_items, cross_view_info_nce, distribution_kl, environment_bpr, gaussian_kl,
         info_nce, info_nce_blocks, mix_environments, multinomial_nll, pair_scores, profile_contrast, propagate,
-        ranking_metrics, sample_negatives, teacher_distribution, topk,
+        ranking_metrics, sample_negatives, similar_users, teacher_distribution, topk,
     )
 }  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -301,7 +301,19 @@ def topk(at: Call, *, batch: int, num_items: int, dim: int, k: int) -> Costs:
     # Of more scores than it takes at a time eager holds what it sorted last while it sorts the next.
     chunk = max(1, reference_topk.CHUNK // num_items) * num_items
     held = (2 * s + 8) * pairs if pairs <= chunk else (3 * s + 16) * chunk
-    return ours, _cost(2 * pairs * dim, (3 * s + 2) * pairs + s * tables, (3 * s + 9) * pairs, held)
+    return ours, _cost(2 * pairs * dim, (3 * s + 1) * pairs + s * tables, (3 * s + 9) * pairs, held)
+
+
+def similar_users(at: Call, *, num_users: int, dim: int, k: int = 10) -> Costs:
+    """Profiles are looked at, measured and scaled, parts of them in float64; what topk ranks is float32 whatever they
+    are. Eager writes all cosines out."""
+    s, entries, pairs, alone = at.size, num_users * dim, num_users**2, 12 * num_users
+    ranked, _ = topk(replace(at, dtype=torch.float32), batch=num_users, num_items=num_users, dim=dim, k=k)
+    unit, part, best = 4 * entries, 16 * min(entries, 1 << 20), (s + 8) * num_users * k
+    read, held = ranked.bytes_read + 3 * s * entries + alone, unit + max(part, alone + ranked.memory)
+    return _cost(ranked.flops, read, ranked.bytes_written + unit, held), _cost(
+        ranked.flops, s * (pairs + 3 * entries), s * (pairs + entries) + best, s * (pairs + entries) + best
+    )
 
 
 def ranking_metrics(at: Call, *, num_users: int, num_items: int, num_ranks: int, num_truth: int) -> Costs:
@@ -360,7 +372,7 @@ FORMULAS: dict[str, Callable[..., Costs]] = {
     for formula in (
         bpr, candidate_items, cross_view_info_nce, distribution_kl, environment_bpr, gaussian_kl, info_nce,
         mix_environments, multinomial_nll, pair_scores, profile_contrast, propagate, ranking_metrics, sample_negatives,
-        teacher_distribution, topk,
+        similar_users, teacher_distribution, topk,
     )
 }  # fmt: skip
 

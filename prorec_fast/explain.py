@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from prorec_fast._checks import FLOAT_DTYPES, positive_int
+from prorec_fast import _checks
+from prorec_fast._checks import positive_int
 from prorec_fast.backends import Kernel, kernel_of
 from prorec_fast.costs import FORMULAS, Call, Cost
 from prorec_fast.ops.environment_bpr import MAX_ENVIRONMENTS, MAX_PROFILES
@@ -16,7 +17,8 @@ from prorec_fast.ops.ranking_metrics import MAX_CUT_OFF
 from prorec_fast.ops.topk import MAX_SELECTED
 
 _WITHOUT_GRADIENT = (
-    "candidate_items", "pair_scores", "ranking_metrics", "sample_negatives", "teacher_distribution", "topk",
+    "candidate_items", "pair_scores", "ranking_metrics", "sample_negatives", "similar_users",
+    "teacher_distribution", "topk",
 )  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def _short(value: float) -> str:
 def explain(
     operation: str,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     gradients: bool = True,
     **sizes: int,
@@ -77,30 +79,28 @@ def explain(
 
     Args:
         operation: the name of a loss, or "teacher_distribution", "propagate", "topk", "ranking_metrics",
-            "sample_negatives", "candidate_items" or "pair_scores".
-        dtype: of the tables.
+            "sample_negatives", "candidate_items", "similar_users" or "pair_scores".
+        dtype: of the tables, or its name.
         device: where they are.
         gradients: whether there is a backward pass, where the operation has one.
         sizes: what the operation's formula wants: numbers of rows and columns, 1 or more. Those it can do without are
             taken to be what they are at least.
 
     Raises:
-        ValueError: another operation, dtype or device, sizes that are missing, unknown or out of range; the message
-            says what is wanted.
+        TypeError, ValueError: another operation, dtype or device, sizes that are missing, unknown or out of range; the
+            message says what is wanted.
     """
     if operation not in FORMULAS:
         raise ValueError(f"operation: want one of {', '.join(FORMULAS)}, got {operation!r}")
-    if dtype not in FLOAT_DTYPES:
-        raise ValueError(f"dtype: want one of {', '.join(map(str, FLOAT_DTYPES))}, got {dtype!r}")
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device: want a device's name, got {device!r}") from error
+    dtype, device = _checks.float_dtype("dtype", dtype), _checks.device("device", device)
     _check_sizes(operation, sizes)
-    kernel = kernel_of(operation, device, dtype)
+    if operation == "similar_users":  # whose cosines are ranked in float32, of whatever dtype profiles are
+        served, kernel = "topk", kernel_of("topk", device)
+    else:
+        served, kernel = operation, kernel_of(operation, device, dtype)
     beyond = _beyond(operation, sizes, device)
     if kernel.why is None and beyond:
-        kernel = Kernel("reference (plain PyTorch)", f"prorec_fast/reference/{operation}.py", beyond)
+        kernel = Kernel("reference (plain PyTorch)", f"prorec_fast/reference/{served}.py", beyond)
     on_cuda = device.type == "cuda" and kernel.why is None
     gradients = bool(gradients) and operation not in _WITHOUT_GRADIENT
     call = Call(dtype, on_cuda, gradients, torch.get_num_threads(), _processors(device) if on_cuda else 1)
@@ -131,10 +131,11 @@ def _beyond(operation: str, sizes: dict[str, int], device: torch.device) -> str 
         limits |= {
             "profile_contrast": {"num_profiles": MAX_PROFILES_ON_CUDA},
             "ranking_metrics": {"num_ranks": MAX_CUT_OFF},
+            "similar_users": {"k": MAX_SELECTED},
             "topk": {"k": MAX_SELECTED},
         }
     for name, most in limits.get(operation, {}).items():
-        if sizes[name] > most:
+        if sizes.get(name, 0) > most:
             return f"no kernel takes {name} above {most}"
     return None
 

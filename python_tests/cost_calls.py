@@ -27,6 +27,7 @@ from prorec_fast.reference.profile_contrast import profile_contrast
 from prorec_fast.reference.propagate import propagate
 from prorec_fast.reference.ranking_metrics import ranking_metrics
 from prorec_fast.reference.sample_negatives import sample_negatives
+from prorec_fast.reference.similar_users import similar_users
 from prorec_fast.reference.topk import topk
 
 
@@ -241,6 +242,17 @@ def make_pair_scores(dtype, *, num_pairs, num_users, dim):
         lambda: pair_scores_reference(user, item, *graph.csr()),
         [],
         [],
+    )
+
+
+def make_similar_users(dtype, *, num_users, dim, k):
+    profiles = _table(num_users, dim, dtype=dtype).detach()
+    unit, alone = profiles.float(), torch.arange(num_users)
+    return Made(
+        lambda: retrieval.similar_users(profiles, k),
+        lambda: similar_users(profiles, k),
+        [],
+        [*[profiles] * 3, unit, unit, alone, alone.int()],
     )
 
 

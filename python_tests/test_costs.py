@@ -36,6 +36,7 @@ SIZES = {
     "propagate": dict(num_users=900, num_items=1000, num_edges=20_000, dim=32, num_layers=3),
     "ranking_metrics": dict(num_users=900, num_items=1000, num_ranks=20, num_truth=4000),
     "sample_negatives": dict(batch=5000, num_users=900, num_edges=10_000, num=2),
+    "similar_users": dict(num_users=1500, dim=96, k=5),
     "teacher_distribution": dict(num_users=1500, num_items=2000, dim=32),
     "topk": dict(batch=300, num_items=2000, dim=32, k=20),
 }  # fmt: skip
@@ -55,6 +56,7 @@ LARGE = {
     "propagate": dict(num_users=8000, num_items=8000, num_edges=80_000, dim=128, num_layers=2),
     "ranking_metrics": dict(num_users=100, num_items=4_000_000, num_ranks=20, num_truth=4000),
     "sample_negatives": dict(batch=800_000, num_users=900, num_edges=10_000, num=2),
+    "similar_users": dict(num_users=6000, dim=256, k=100),
     "teacher_distribution": dict(num_users=100, num_items=60_000, dim=64),
     "topk": dict(batch=4000, num_items=1000, dim=16, k=100),
 }
@@ -126,7 +128,7 @@ def test_kernels_read_their_inputs_and_write_their_results(operation):
 def test_cpu_kernels_multiply_as_the_definition_does(gradients):
     at = Call(gradients=gradients)
     for name in ("distribution_kl", "info_nce", "mix_environments", "multinomial_nll", "pair_scores", "propagate",
-                 "teacher_distribution", "topk"):  # fmt: skip
+                 "similar_users", "teacher_distribution", "topk"):  # fmt: skip
         ours, eager = FORMULAS[name](at, **SIZES[name])
         assert ours.flops == eager.flops > 0, name
     ours, eager = FORMULAS["cross_view_info_nce"](at, **SIZES["cross_view_info_nce"])
@@ -300,7 +302,7 @@ def test_explain_of_what_no_kernel_takes():
 def test_explain_on_a_device(monkeypatch):
     monkeypatch.setattr(backends, "_device_problem", lambda language, device: None)
     monkeypatch.setattr("prorec_fast.explain._processors", lambda device: 8)
-    for name in backends.CUDA_LANGUAGE:
+    for name in FORMULAS:
         found = losses.explain(name, device="cuda", **SIZES[name])
         assert found.kernel.why is None
         assert found.ours == FORMULAS[name](Call(cuda=True, gradients=found.gradients, processors=8), **SIZES[name])[0]
@@ -309,12 +311,32 @@ def test_explain_on_a_device(monkeypatch):
     assert losses.explain("topk", device="cpu", batch=10, num_items=5000, dim=4, k=2049).kernel.why is None
 
 
+def test_explain_of_similar_users_is_of_the_kernel_that_ranks_them(monkeypatch):
+    """In float32, of whatever dtype profiles are."""
+    sizes = dict(num_users=3000, dim=64)
+    wide, narrow = (losses.explain("similar_users", dtype=name, **sizes) for name in ("float64", "bfloat16"))
+    assert wide.kernel == narrow.kernel == losses.explain("topk", batch=1, num_items=1, dim=1, k=1).kernel
+    assert wide.kernel.why is None and not wide.gradients
+    assert wide.ours.flops == narrow.ours.flops == wide.eager.flops == 2 * 3000**2 * 64
+    assert wide.ours.memory == narrow.ours.memory < wide.eager.memory / 10
+    assert wide.ours.bytes_written == 4 * 3000 * 64 + 12 * 10 * 3000  # cosines' rows, and the best with their cosines
+    assert wide.ours.bytes_read - narrow.ours.bytes_read == 3 * 6 * 3000 * 64
+    assert losses.explain("similar_users", dtype="float32", **sizes, k=10).ours.memory == wide.ours.memory
+    monkeypatch.setattr(backends, "_device_problem", lambda language, device: None)
+    monkeypatch.setattr("prorec_fast.explain._processors", lambda device: 8)
+    assert losses.explain("similar_users", device="cuda", dtype="float64", **sizes).kernel.file == "csrc/cuda/topk.cu"
+    assert losses.explain("similar_users", device="cuda", **sizes, k=2048).kernel.why is None
+    found = losses.explain("similar_users", device="cuda", **sizes, k=2049)
+    assert found.kernel.why == "no kernel takes k above 2048" and found.ours == found.eager
+    assert found.kernel.file == "prorec_fast/reference/topk.py"
+
+
 def test_every_operation_has_a_formula_and_its_kernels_a_file(monkeypatch):
-    assert set(FORMULAS) == set(backends.CUDA_LANGUAGE) == set(SIZES)
+    assert set(FORMULAS) == {*backends.CUDA_LANGUAGE, "similar_users"} == set(SIZES)
     monkeypatch.setattr(backends, "_device_problem", lambda language, device: None)
     if not (SOURCES / "prorec_fast").is_dir():
         pytest.skip("not among the sources")
-    for name in FORMULAS:
+    for name in backends.CUDA_LANGUAGE:
         for device, dtype in (("cpu", torch.float32), ("cuda", torch.float32), ("cpu", torch.float64)):
             assert (SOURCES / backends.kernel_of(name, torch.device(device), dtype).file).is_file(), (name, device)
 
@@ -333,8 +355,10 @@ def test_every_operation_has_a_formula_and_its_kernels_a_file(monkeypatch):
         ),
         ("bpr", {"batch": 3, "dim": 0}, "dim: want an integer of at least 1, got 0"),
         ("bpr", {"batch": 3.5, "dim": 1}, "batch: want an integer of at least 1, got 3.5"),
-        ("bpr", {"batch": 3, "dim": 1, "dtype": torch.int32}, "dtype: want one of torch.float16, .*, got torch.int32"),
-        ("bpr", {"batch": 3, "dim": 1, "device": "tpu9"}, "device: want a device's name, got 'tpu9'"),
+        ("bpr", {"batch": 3, "dim": 1, "dtype": torch.int32}, "dtype: want one of float16, .*, got torch.int32"),
+        ("bpr", {"batch": 3, "dim": 1, "dtype": "int32"}, "dtype: want one of float16, .*, float64, got 'int32'"),
+        ("bpr", {"batch": 3, "dim": 1, "device": "tpu9"}, "device: want a device or its name, got 'tpu9'"),
+        ("similar_users", {"num_users": 3}, ".*: want the sizes num_users, dim and, as may be, k; missing dim"),
     ],
 )
 def test_explain_rejects(operation, options, message):

@@ -56,7 +56,7 @@ def test_gpu_sh_goes_on_after_a_stage_that_failed(gpu_sh, tmp_path):
         'echo "sanitizer: $*" >> ' + str(log) + '\nwhile [[ $1 != *python3 ]]; do shift; done; exec "$@"\n',
     )
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    done = gpu_sh(tmp_path / "out", PATH=path)
+    done = gpu_sh(tmp_path / "out", PATH=path, PYTHON="python3")
     assert done.returncode == 1, done.stdout + done.stderr
     ends = [line.split()[:2] for line in done.stdout.splitlines()[-6:]]
     assert [name for name, _ in ends] == ["build", "tests", "memcheck", "racecheck", "kernels", "training"]

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from prorec_fast import _native
+
 pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
@@ -67,7 +69,8 @@ def test_tune_uses_the_tiles_of_the_kernels(simulated_device, monkeypatch, prefi
 
 
 def test_every_tuned_operation_has_a_workload():
-    pytest.importorskip("triton")
+    if problem := _native.triton_problem():
+        pytest.skip(problem)
     import tune
 
     from prorec_fast.triton_kernels import tuning

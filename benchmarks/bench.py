@@ -6,7 +6,7 @@ On a CPU under glibc's allocator as it comes and tuned: half of eager PyTorch's 
 gives every large freed tensor back to the system and asks for it again. `tuned` tells it to keep them, so the ratio
 against it is the one of the arithmetic. On a CUDA device called from Python and captured in a CUDA graph, with a warm
 and a flushed L2, in float32, with TF32 allowed and in bfloat16. Rates are shares of ceilings that the same process
-measures first; what other processes disturb is measured anew.
+measures, too; what other processes disturb is measured anew.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from cases import CASES, Cell, cells
 from ceilings import ceilings, mm_rate
 from measure import free_memory, measure, measure_memory, work
 from record import Record, default_file, details
-from regressions import Incomparable, compare
+from regressions import Incomparable, compare, not_compared
 from timing import ALLOCATORS, EXACT_MEMORY, DeviceClock, WallClock, first_line
 
 from prorec_fast.cli.parser import make_parser
 
 MEMORY = "memory"
+LOST = 3  # exit code: a cell's error is printed, and the device may be lost to this process
 ENVIRONMENTS = {**ALLOCATORS, MEMORY: EXACT_MEMORY}  # of a CPU's processes, by mode
 
 
 def work_through(job: dict[str, Any]) -> None:
     """A process: prints a line of JSON for each cell as soon as it is there."""
-    on_cuda, reached = job["device"] == "cuda", {}
+    on_cuda, reached, disturbed = job["device"] == "cuda", {}, 0.0
     if not on_cuda:
         _refuse_more_than_there_is()
     for fields in job["cells"]:
@@ -52,16 +53,18 @@ def work_through(job: dict[str, Any]) -> None:
             if job["mode"] == MEMORY:
                 result = measure_memory(cell, job["names"])
             else:
-                if not reached:
-                    reached = ceilings(job["device"], clock, cell.size == "tiny")
+                result = measure(cell, clock, job["rounds"])
+                if not reached:  # not before: what glibc keeps depends on what was freed
+                    reached, disturbed = ceilings(job["device"], clock, cell.size == "tiny")
                     torch.cuda.empty_cache()
-                result = measure(cell, clock, job["rounds"]) | {"ceilings": reached}
+                shares = {mode: max(share, disturbed) for mode, share in result["others_share"].items()}
+                result |= {"ceilings": reached, "others_share": shares, "data": cell.at.data, "work": work(cell)}
         except Exception as error:
             traceback.print_exc()
             result = {"failed": first_line(error)}
         print(json.dumps(result), flush=True)
         if on_cuda and "failed" in result and not result["failed"].startswith("AssertionError"):
-            os._exit(1)  # the device may be lost to this process
+            os._exit(LOST)
         gc.collect()
 
 
@@ -94,7 +97,7 @@ def results_of(
                         todo = todo[1:]
             finally:  # also where who asks is interrupted: Python would wait for the timer at its end
                 watch.cancel()
-        if todo and time.monotonic() < deadline:
+        if todo and process.returncode != LOST and time.monotonic() < deadline:
             yield todo[0], {"failed": f"the process ended with {process.returncode}"}
             todo = todo[1:]
     for cell in todo:
@@ -120,11 +123,10 @@ class Run:
                 print(f"{label}: left out: {result['left out']}", file=sys.stderr)
             self.left_out.add(label)
             return
-        identity = _identity(cell) | {"commit": self.record.commit}
-        entry = self._found(cell) or identity
+        entry = self._found(cell) or _identity(cell) | {"commit": self.record.commit}
+        entry |= {key: result[key] for key in ("failed", "data", "work") if result.get(key)}
         if "failed" in result:
             self.well = False
-            entry = identity | result
             print(f"{label}: failed: {result['failed']}", file=sys.stderr)
         for mode, times in result.get("modes", {}).items():
             reached = result["ceilings"]
@@ -161,8 +163,7 @@ def _rates(cell: Cell, entry: dict[str, Any], reached: dict[str, float], millise
 
 def _identity(cell: Cell) -> dict[str, Any]:
     of = {"operation": cell.case.operation, "variant": cell.case.variant, "size": cell.size, "pass": cell.passing}
-    of["data"], done = cell.at.data, work(cell)
-    return {**of, "precision": cell.precision, **({"work": done} if done else {})}
+    return {**of, "precision": cell.precision}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -220,7 +221,7 @@ def bench(arguments: argparse.Namespace) -> int:
         content = {**record.content, "cases": {label: cases[label] for label in run.done}}
         print(json.dumps({**content, **({} if worse is None else {"worse": worse})}, indent=1, allow_nan=False))
     elif worse is not None:
-        print(*worse, f"{len(worse)} got worse", sep="\n")
+        print(*not_compared(old, record.content, run.done), *worse, f"{len(worse)} got worse", sep="\n")
     return 0 if run.well and not worse else 1
 
 

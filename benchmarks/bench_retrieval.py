@@ -98,7 +98,8 @@ def pair_scores_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
         return [pair_scores_reference(user, item, *rows)]
 
     def at_once():
-        """Without the definition's chunks: torch.compile adds the products up as they come, and a loop it unrolls."""
+        """Without the definition's chunks, a loop that torch.compile would unroll: it adds products up as they come.
+        Every pair's row is found outside of its time."""
         return [(user[users] * item[rows[1]]).sum(1)]
 
     return {EAGER: eager, OURS: lambda: [pair_scores(user, item, *rows)], COMPILED: compiled(at_once)}

@@ -88,10 +88,9 @@ _BLOCKS = Case(
 _PROPAGATE = Case("propagate", "bench_propagate", precisions=WIDE_AND_NARROW, compiled=True, instead=CSR)
 _ENVIRONMENTS = Case("environment_bpr", "bench_environment_bpr", precisions=WIDE_AND_NARROW, compiled=True)
 _DECODER = Case("multinomial_nll", "bench_multinomial_nll", setting=DECODER, precisions=EVERY_PRECISION, compiled=True)
-_TEACHER = Case("teacher_distribution", "bench_distribution_kl", "teacher_providers", passes=PASSES[:1], sizes=PAPERS,
-                compiled=True)
-_SIMILAR = Case("similar_users", "bench_retrieval", "similar_users_providers", passes=PASSES[:1], sizes=PAPERS,
-                compiled=True, seen="similar_users_seen", instead=CHUNKED)
+_TEACHER = Case("teacher_distribution", "bench_distribution_kl", "teacher_providers", passes=PASSES[:1], compiled=True)
+_SIMILAR = Case("similar_users", "bench_retrieval", "similar_users_providers", passes=PASSES[:1], compiled=True,
+                seen="similar_users_seen", instead=CHUNKED)  # fmt: skip
 _STEP = {"passes": PASSES[1:], "sizes": PAPERS}
 _WHOLE = {"passes": PASSES[:1], "sizes": PAPERS}
 # Those with aims of their own come first: a device may not be at hand for long.
@@ -127,7 +126,7 @@ CASES: dict[str, Case] = {case.name: case for case in (
     *(_variant(_SHAPING, f"d {dim}", setting={"dim": dim}, compiled=False) for dim in (64, 128)),
     *(_variant(_PROPAGATE, f"d {dim}", setting={"dim": dim}, precisions=("float32",), compiled=False)
       for dim in (64, 128)),
-    _TEACHER,
+    replace(_TEACHER, sizes=PAPERS),
     _variant(_TEACHER, "4096 x 100,000, d 64", setting={"num_users": 4096, "num_items": 100_000, "dim": 64},
              compiled=False, small=False),
     Case("info_nce", "bench_info_nce", "nce_providers", precisions=EVERY_PRECISION, compiled=True),
@@ -145,7 +144,7 @@ CASES: dict[str, Case] = {case.name: case for case in (
     Case("ranking_metrics", "bench_ranking_metrics", passes=PASSES[:1], compiled=True, seen="seen"),
     Case("candidate_items", "bench_retrieval", "candidate_items_providers", passes=PASSES[:1], compiled=True),
     Case("pair_scores", "bench_retrieval", "pair_scores_providers", passes=PASSES[:1], compiled=True),
-    _SIMILAR,
+    replace(_SIMILAR, sizes=PAPERS),
     _variant(_SIMILAR, "40,000 users", setting={"num_users": 40_000}, compiled=False, small=False),
 )}
 # fmt: on

@@ -20,11 +20,11 @@ def mm_rate(precision: str) -> str:
     return "mm_gflop_per_s" if precision == "float32" else f"mm_{precision}_gflop_per_s"
 
 
-def ceilings(device: str, clock: WallClock | DeviceClock, tiny: bool) -> dict[str, float]:
+def ceilings(device: str, clock: WallClock | DeviceClock, tiny: bool) -> tuple[dict[str, float], float]:
     """Bytes read and written a second by a copy that no cache holds and, on a CUDA device, by one that L2 holds; the
-    rates of square products of random matrices."""
+    rates of square products of random matrices. And the largest share of the processors that others had meanwhile."""
     on_cuda = isinstance(clock, DeviceClock)
-    sizes, found = DEVICE_SIZES if on_cuda else CPU_SIZES, {}
+    sizes, found, disturbed = DEVICE_SIZES if on_cuda else CPU_SIZES, {}, 0.0
     copies = [("copy_gb_per_s", sizes["copy"], 1), ("copy_in_l2_gb_per_s", 2**24, SHORT)]
     for name, size, repeats in copies[: 2 if on_cuda else 1]:
         source = torch.ones(size // 1024 if tiny else size, dtype=torch.uint8, device=device)
@@ -36,7 +36,9 @@ def ceilings(device: str, clock: WallClock | DeviceClock, tiny: bool) -> dict[st
             return [target]
 
         run = captured(copy) if on_cuda else copy
-        found[name] = repeats * 2 * source.numel() / warm(run, clock, ROUNDS)["min_ms"] / 1e6
+        times = warm(run, clock, ROUNDS)
+        found[name] = repeats * 2 * source.numel() / times["min_ms"] / 1e6
+        disturbed = max(disturbed, times["others_share"])
     n = 64 if tiny else sizes["n"]
     for kind in ("float32", "tf32", "bfloat16") if on_cuda else ("float32",):
         at = replace(AMAZON_BOOK, device=device, precision=kind)
@@ -44,5 +46,7 @@ def ceilings(device: str, clock: WallClock | DeviceClock, tiny: bool) -> dict[st
         product = torch.empty_like(a)
         with precision(at):
             run = partial(torch.mm, a, b, out=product)
-            found[mm_rate(kind)] = 2 * n**3 / warm(run, clock, ROUNDS)["min_ms"] / 1e6
-    return found
+            times = warm(run, clock, ROUNDS)
+        found[mm_rate(kind)] = 2 * n**3 / times["min_ms"] / 1e6
+        disturbed = max(disturbed, times["others_share"])
+    return found, disturbed

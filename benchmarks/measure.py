@@ -64,17 +64,22 @@ def measure(cell: Cell, clock: WallClock | DeviceClock, rounds: int) -> dict[str
 
 
 def measure_memory(cell: Cell, names: list[str]) -> dict[str, Any]:
-    """{"extra_mib": {provider: ...}} on a CPU, of providers that work, in a process with timing.py's EXACT_MEMORY that
-    has done nothing else."""
-    extra = {}
+    """{"extra_mib": {provider: ...}, "skipped": {provider: why}} on a CPU, of providers that work, in a process with
+    timing.py's EXACT_MEMORY that has done nothing else."""
+    extra, skipped = {}, {}
     with precision(cell.at):
         small, built = cell.small_build(), cell.build(cell.at)
         for name in sorted(names, key=lambda name: not name.startswith(OURS)):
             # What a first call compiles or brings in is not counted; ours keeps its scratch.
-            (built if cell.case.compiled and not name.startswith(OURS) else small)[name]()
-            extra[name] = extra_memory(built[name])
+            try:
+                (built if cell.case.compiled and not name.startswith(OURS) else small)[name]()
+                extra[name] = extra_memory(built[name])
+            except Exception as error:
+                if name.startswith(OURS):
+                    raise
+                skipped[f"{name} [memory]"] = first_line(error)
             gc.collect()
-    return {"extra_mib": {name: size / 2**20 for name, size in extra.items() if size is not None}}
+    return {"extra_mib": {name: size / 2**20 for name, size in extra.items() if size is not None}, "skipped": skipped}
 
 
 def work(cell: Cell) -> dict[str, float]:

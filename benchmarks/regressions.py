@@ -3,8 +3,9 @@
     python benchmarks/regressions.py OLD NEW
 
 Slower is a median more than 5 % above the old one where even the new first quartile is above the old third; larger is
-more than 5 % and a MiB. Cells that the new file does not have are named. Exit code: 0 nothing got worse; 1 something
-did; 2 the files cannot be compared.
+more than 5 % and a MiB; what was timed in a mode and is not any more is worse, too. Cells that the new file does not
+have are named, and times that other processes disturbed in either file, which are not compared. Exit code: 0 nothing
+got worse; 1 something did; 2 the files cannot be compared.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sizes import OURS
+from timing import OTHERS_SHARE
 
 SAME = ("processor", "threads", "instruction set", "gpu")
 MARGIN, LEAST_MIB = 1.05, 1.0
@@ -45,9 +47,16 @@ def compare(old: dict[str, Any], new: dict[str, Any], labels: Collection[str] | 
 def _worse(label: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     if "failed" in after:
         return [] if "failed" in before else [f"{label}: failed: {after['failed']}"]
-    lines = []
+    lines = [
+        f"{label} [{mode}] {name}: not timed any more"
+        for mode, earlier in before.get("modes", {}).items()
+        for name in earlier
+        if name.startswith(OURS) and name not in after.get("modes", {}).get(mode, {})
+    ]
     for mode, times in after.get("modes", {}).items():
         earlier = before.get("modes", {}).get(mode, {})
+        if _disturbed(before, mode) or _disturbed(after, mode):
+            continue
         for name in (name for name in times if name.startswith(OURS) and name in earlier):
             a, b = earlier[name], times[name]
             if b["q1_ms"] > a["q3_ms"] and b["median_ms"] > MARGIN * a["median_ms"]:
@@ -61,6 +70,25 @@ def _worse(label: str, before: dict[str, Any], after: dict[str, Any]) -> list[st
     return lines
 
 
+def not_compared(old: dict[str, Any], new: dict[str, Any], labels: Collection[str]) -> list[str]:
+    """A line for each of the old file's cells, of some, that the new one lacks, and for each mode that is disturbed."""
+    before, after = (content.get("cases", {}) for content in (old, new))
+    found = [label for label in labels if label in before]
+    lines = [f"{label}: not in the new file" for label in found if label not in after]
+    for label in (label for label in found if label in after):
+        modes = [mode for mode in after[label].get("modes", {}) if mode in before[label].get("modes", {})]
+        lines += [
+            f"{label} [{mode}]: disturbed by other processes, not compared"
+            for mode in modes
+            if _disturbed(before[label], mode) or _disturbed(after[label], mode)
+        ]
+    return lines
+
+
+def _disturbed(case: dict[str, Any], mode: str) -> bool:
+    return case.get("others_share", {}).get(mode, 0.0) > OTHERS_SHARE
+
+
 def _spread(times: dict[str, float]) -> str:
     return f"{times['median_ms']:.4g} ({times['q1_ms']:.4g} .. {times['q3_ms']:.4g})"
 
@@ -71,12 +99,11 @@ def main() -> int:
         return 2
     try:
         old, new = (json.loads(Path(name).read_text()) for name in sys.argv[1:])
-        worse = compare(old, new)
+        worse, others = compare(old, new), not_compared(old, new, old.get("cases", ()))
     except (OSError, ValueError, Incomparable) as error:
         print(f"regressions.py: error: {error}", file=sys.stderr)
         return 2
-    gone = [f"{label}: not in the new file" for label in old["cases"] if label not in new["cases"]]
-    print(*gone, *worse, f"{len(worse)} got worse", sep="\n")
+    print(*others, *worse, f"{len(worse)} got worse", sep="\n")
     return 1 if worse else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import statistics
 import sys
 import time
@@ -19,9 +20,9 @@ from prorec_fast.train.step import WARMUP_STEPS, CudaGraphs
 
 LIMIT_MS = 4000.0  # what a provider may take of a mode; at least MIN_ROUNDS are measured
 MIN_ROUNDS = 3
-# Rounds come in windows of so many seconds, which the system's count of used processor time needs. One in which other
-# processes had more than this share of the processors is measured anew, up to so many times.
-WINDOW_S, OTHERS_SHARE, PATIENCE = 0.5, 0.08, 10
+# Rounds come in windows of so many seconds at least, which the system's count of used processor time needs. One in
+# which other processes had more than this share of the processors is measured anew, until so many seconds are lost.
+WINDOW_S, OTHERS_SHARE, PATIENCE_S = 0.5, 0.08, 10.0
 # Of a process whose glibc gives large freed blocks back to the system, as it does by default, or keeps them.
 TUNED = {
     "MALLOC_MMAP_MAX_": "0",
@@ -156,11 +157,13 @@ def captured(run: Provider) -> Provider:
 def time_providers(
     runs: dict[str, Provider], clock: WallClock | DeviceClock, mode: str, rounds: int
 ) -> tuple[dict[str, list[float]], float]:
-    """{provider: milliseconds of each of its rounds}, and the largest share of the processors that others had."""
-    others, disturbed, patience = OtherWork(), 0.0, PATIENCE
+    """{provider: milliseconds of each of its rounds}, and the largest share of the processors that others had. There
+    are more rounds than wanted where those are over before a window is."""
+    others, disturbed, patience = OtherWork(), 0.0, PATIENCE_S
     first = {name: clock.timed(run) for name, run in runs.items()}
     once = {name: clock.milliseconds([of])[0] for name, of in first.items()}
-    counts = {name: min(rounds, max(MIN_ROUNDS, int(LIMIT_MS / max(ms, 1e-3)))) for name, ms in once.items()}
+    fill = math.ceil(1e3 * WINDOW_S / max(2 * sum(once.values()), 1e-3))
+    counts = {name: max(fill, min(rounds, max(MIN_ROUNDS, int(LIMIT_MS / max(ms, 1e-3))))) for name, ms in once.items()}
     window: dict[str, list] = {name: [first[name]] if once[name] >= LONG_MS else [] for name in runs}
     kept: dict[str, list] = {name: [] for name in runs}
     while due := [name for name in runs if len(kept[name]) < counts[name]]:
@@ -171,11 +174,11 @@ def time_providers(
                 window[name].append(clock.timed(runs[name]))
         complete = all(len(kept[name]) + len(window[name]) == counts[name] for name in runs)
         if complete or others.seconds() >= WINDOW_S:
-            if (share := others.share()) <= OTHERS_SHARE or not patience:
+            if (share := others.share()) <= OTHERS_SHARE or patience <= 0:
                 kept = {name: kept[name] + window[name] for name in runs}
                 disturbed = max(disturbed, share)
             else:
-                patience -= 1
+                patience -= others.seconds()
             window = {name: [] for name in runs}
             others.restart()
     return {name: clock.milliseconds(values) for name, values in kept.items()}, disturbed
@@ -192,6 +195,7 @@ def first_line(error: BaseException) -> str:
 
 
 def warm(run: Callable[[], Any], clock: WallClock | DeviceClock, rounds: int) -> dict[str, float]:
-    """The summary of warm calls."""
+    """The summary of warm calls, and the largest share of the processors that others had."""
     run()
-    return summary(time_providers({"": run}, clock, clock.modes[0], rounds)[0][""])
+    times, share = time_providers({"": run}, clock, clock.modes[0], rounds)
+    return {**summary(times[""]), "others_share": share}

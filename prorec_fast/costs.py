@@ -49,6 +49,7 @@ class Call:
     gradients: bool = True  # with a backward pass
     threads: int = 1  # of the CPU
     processors: int = 132  # the CUDA device's multiprocessors
+    served: bool = True  # by a kernel
 
     @property
     def size(self) -> int:
@@ -308,7 +309,8 @@ def similar_users(at: Call, *, num_users: int, dim: int, k: int = 10) -> Costs:
     """Profiles are looked at, measured and scaled, parts of them in float64; what topk ranks is float32 whatever they
     are. Eager writes all cosines out."""
     s, entries, pairs, alone = at.size, num_users * dim, num_users**2, 12 * num_users
-    ranked, _ = topk(replace(at, dtype=torch.float32), batch=num_users, num_items=num_users, dim=dim, k=k)
+    kernel, definition = topk(replace(at, dtype=torch.float32), batch=num_users, num_items=num_users, dim=dim, k=k)
+    ranked = kernel if at.served else definition
     unit, part, best = 4 * entries, 16 * min(entries, 1 << 20), (s + 8) * num_users * k
     read, held = ranked.bytes_read + 3 * s * entries + alone, unit + max(part, alone + ranked.memory)
     return _cost(ranked.flops, read, ranked.bytes_written + unit, held), _cost(

@@ -103,9 +103,12 @@ def explain(
         kernel = Kernel("reference (plain PyTorch)", f"prorec_fast/reference/{served}.py", beyond)
     on_cuda = device.type == "cuda" and kernel.why is None
     gradients = bool(gradients) and operation not in _WITHOUT_GRADIENT
-    call = Call(dtype, on_cuda, gradients, torch.get_num_threads(), _processors(device) if on_cuda else 1)
+    processors = _processors(device) if on_cuda else 1
+    call = Call(dtype, on_cuda, gradients, torch.get_num_threads(), processors, served=kernel.why is None)
     ours, eager = FORMULAS[operation](call, **sizes)
-    return Explanation(operation, sizes, dtype, device, gradients, kernel, eager if kernel.why else ours, eager)
+    if kernel.why and operation != "similar_users":  # where topk's definition ranks a part of the cosines at a time
+        ours = eager
+    return Explanation(operation, sizes, dtype, device, gradients, kernel, ours, eager)
 
 
 def _check_sizes(operation: str, sizes: dict[str, int]) -> None:
@@ -134,8 +137,9 @@ def _beyond(operation: str, sizes: dict[str, int], device: torch.device) -> str 
             "similar_users": {"k": MAX_SELECTED},
             "topk": {"k": MAX_SELECTED},
         }
+    ranked = sizes.get("num_items", sizes.get("num_users", 0))  # topk selects from no more than there are
     for name, most in limits.get(operation, {}).items():
-        if sizes.get(name, 0) > most:
+        if (min(sizes.get(name, 0), ranked) if name == "k" else sizes.get(name, 0)) > most:
             return f"no kernel takes {name} above {most}"
     return None
 

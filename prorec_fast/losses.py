@@ -87,7 +87,8 @@ def distribution_kl(
         eps: added to every probability of which a logarithm is taken. The released code has 1e-8, the paper 0.
         normalize: cosines; False takes inner products.
         teacher: a TeacherDistribution in place of the tables, so that its statistics are computed once a run. What is
-            given of the teacher beside it has to be its own.
+            given of the teacher beside it has to be its own: the same memory, of which torch.compile sees the shape,
+            dtype and device alone. Best leave the tables out.
         reduction: "mean", "sum" or "none" (then [B] is returned). The mean of an empty batch is 0.
 
     Raises:

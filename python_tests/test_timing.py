@@ -118,6 +118,8 @@ def test_rounds_are_fewer_where_they_are_long(monkeypatch):
     runs = {"short": lambda: take("short", 1.0), "long": lambda: take("long", 3000.0)}
     times, _ = timing.time_providers(runs, Counted(), "default", 10)
     assert {name: len(values) for name, values in times.items()} == {"short": 10, "long": timing.MIN_ROUNDS}
+    times, _ = timing.time_providers({"short": runs["short"]}, Counted(), "default", 10)
+    assert len(times["short"]) == 1e3 * timing.WINDOW_S / 2  # as many as a window takes, with a call before each
     spread = {"median_ms": 3.0, "q1_ms": 2.0, "q3_ms": 4.0, "min_ms": 1.0, "max_ms": 9.0, "rounds": 5}
     assert timing.summary([3.0, 1.0, 9.0, 2.0, 4.0]) == spread
     assert timing.summary([3.0]) == {**dict.fromkeys(spread, 3.0), "rounds": 1}
@@ -144,7 +146,7 @@ def alone(monkeypatch):
 def test_what_others_disturb_is_measured_anew(alone):
     import timing
 
-    given = iter(range(100))
+    given = iter(range(300, 400))
 
     class Counted(timing.WallClock):
         def prepare(self, mode, run):
@@ -154,12 +156,13 @@ def test_what_others_disturb_is_measured_anew(alone):
             return float(next(given))
 
     alone += [0.5, 0.05, 0.2, 0.01]
-    # The first call, 0, tells how long one takes; rounds 1 and 3 are disturbed.
-    assert timing.time_providers({"": None}, Counted(), "default", 2) == ({"": [2.0, 4.0]}, 0.05)
+    # The first call, 300, tells how long one takes; rounds 1 and 3 are disturbed.
+    assert timing.time_providers({"": None}, Counted(), "default", 2) == ({"": [302.0, 304.0]}, 0.05)
     # Where it never becomes quiet, what there is is taken, and how disturbed it was.
-    given, alone[:] = iter(range(100)), [0.5] * (timing.PATIENCE + 2)
+    lost = int(timing.PATIENCE_S / timing.WINDOW_S)
+    given, alone[:] = iter(range(300, 400)), [0.5] * (lost + 2)
     times, share = timing.time_providers({"": None}, Counted(), "default", 2)
-    assert len(times[""]) == 2 and times[""][0] == timing.PATIENCE + 1 and share == 0.5 and not alone
+    assert len(times[""]) == 2 and times[""][0] == 300 + lost + 1 and share == 0.5 and not alone
 
 
 def test_a_disturbed_first_call_is_made_anew(alone):
@@ -182,17 +185,21 @@ def test_others_work_is_what_is_not_ours(tmp_path, monkeypatch):
     stat, clock = tmp_path / "stat", SimpleNamespace(perf_counter=lambda: now, process_time=lambda: own)
     monkeypatch.setattr(other_work, "STAT", stat)
     monkeypatch.setattr(other_work, "time", clock)
-    monkeypatch.setattr(other_work.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(other_work.os, "sched_getaffinity", lambda process: {0, 2})
     monkeypatch.setattr(other_work.os, "sysconf", lambda name: 100)
     now = own = 0.0
-    stat.write_text("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 2\n")
+    elsewhere = "cpu1 {0} {0} {0} {0} {0} {0} {0} {0} {0} {0}"  # where this process may not run
+    stat.write_text(f"cpu  1 2\ncpu0 1 2 3 4 5 6 7 8 9 10\n{elsewhere.format(0)}\ncpu2 0 0 0 0 0 0 0 0 0 0\nintr 1\n")
     found = other_work.OtherWork()
     now, own = 2.0, 1.5
     # 150 ticks of ours and 42 of others among user, nice, system, interrupts and stolen; idle and waiting are none.
-    stat.write_text("cpu  151 12 13 999 999 16 9 18 999 999\ncpu0 1 2\n")
-    assert found.seconds() == 2.0 and found.share() == pytest.approx((42 - other_work.ROUNDING) / 100 / (2 * 2.0))
+    busy = "cpu0 101 12 13 999 999 16 9 18 999 999"
+    stat.write_text(f"cpu  1 2\n{busy}\n{elsewhere.format(777)}\ncpu2 50 0 0 0 0 0 0 0 0 0\nintr 1\n")
+    assert found.seconds() == 2.0 and found.share() == pytest.approx((42 - 2) / 100 / (2 * 2.0))
     own = 3.0
     assert found.share() == 0.0
+    now, own = 0.1, 0.0
+    assert found.share() == 1.0
     stat.unlink()
     found.restart()
     assert found.share() == 0.0
@@ -245,5 +252,6 @@ def test_ceilings_are_positive():
     from ceilings import ceilings
     from timing import WallClock
 
-    found = ceilings("cpu", WallClock(), True)
+    found, disturbed = ceilings("cpu", WallClock(), True)
+    assert 0 <= disturbed <= 1
     assert found.keys() == {"copy_gb_per_s", "mm_gflop_per_s"} and all(value > 0 for value in found.values())

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks' own modules
 
 from sizes import AMAZON_BOOK, TINY, Provider, Setting, difference, loss_and_gradients
-from timing import ALLOCATORS, EXACT_MEMORY, WallClock, extra_memory, summary, time_providers
+from timing import ALLOCATORS, EXACT_MEMORY, OTHERS_SHARE, WallClock, extra_memory, summary, time_providers
 
 from prorec_fast import BipartiteGraph
 
@@ -51,7 +51,9 @@ def compare(title: str, build: Build, tolerance: float = 1e-4) -> None:
     error = difference(after(), before())
     if not error <= tolerance:
         sys.exit(f"{title}: before and after differ by {error:.2g}, which is more than {tolerance:g}")
-    times, _ = time_providers({"before": before, "after": after}, WallClock(), "default", arguments.rounds)
+    times, share = time_providers({"before": before, "after": after}, WallClock(), "default", arguments.rounds)
+    if share > OTHERS_SHARE:
+        print(f"{title}: disturbed: others had {share:.0%} of the processors in places", file=sys.stderr)
     found = {"title": title, **{side: summary(taken)["median_ms"] for side, taken in times.items()}}
     if arguments.json:
         print(json.dumps(found))

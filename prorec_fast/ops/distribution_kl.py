@@ -208,16 +208,16 @@ def _check_teacher(
 
 
 def _same(given: Any, table: Tensor) -> bool:
-    """Whether both are one memory, which nothing has to be read for; torch.compile, which traces none, sees shapes."""
+    """Whether both are one memory, which nothing has to be read for. torch.compile traces shape, dtype and device."""
     if given is table:
         return True
-    if not isinstance(given, Tensor) or given.shape != table.shape:
+    if not isinstance(given, Tensor) or (given.shape, given.dtype, given.device) != (
+        table.shape, table.dtype, table.device
+    ):  # fmt: skip
         return False
     if torch.compiler.is_compiling():
         return True
-    return (given.data_ptr(), given.dtype, given.stride(), given.device) == (
-        table.data_ptr(), table.dtype, table.stride(), table.device
-    )  # fmt: skip
+    return (given.data_ptr(), given.stride()) == (table.data_ptr(), table.stride())
 
 
 def _batch_rows(user: Tensor, teacher_user: Tensor, users: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

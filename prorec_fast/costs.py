@@ -397,7 +397,7 @@ def _contrast(at: Call, rows: int, cols: int, dim: int, views: int = 1) -> tuple
 def _sweep(at: Call, rows: int, cols: int, dim: int, tiles: int) -> int:
     """Floats that csrc/cpu/softmax_sweep.h holds: both sides packed, a block's tiles and, with gradients, the columns
     once more, their gradient where the caller lends no memory for it, and the block's in up to 32 parts."""
-    block, parts = max(16, min(192, (8 << 20) * at.threads // (4 * cols * tiles))), min(32, -(-cols // 64))
+    block, parts = min(192, max(16, dim, (8 << 20) * at.threads // (4 * cols * tiles))), min(32, -(-cols // 64))
     held = (rows + cols) * dim + tiles * cols * block
     return held + at.gradients * ((3 - tiles) * cols * dim + (parts + 1) * block * dim)
 

@@ -52,7 +52,11 @@ PRF_INLINE Sweep plan_sweep(int64_t rows, int64_t cols, int64_t depth, int tiles
   s.gradients = gradients;
   const int64_t row_bytes = s.panels * kPanel * tiles * static_cast<int64_t>(sizeof(float)) / s.threads;
   int64_t block = kTileBytes / row_bytes / kTileRows * kTileRows;
-  block = block < 16 ? 16 : block > kMaxBlock ? kMaxBlock : block;
+  // Every block reads the columns and their gradients once. With no fewer rows than a column has entries that is no more
+  // than the tile itself, wherever both are, and a tile holds no more than the columns do.
+  const int64_t least = round_up(depth < 16 ? 16 : depth, kTileRows);
+  block = block < least ? least : block;
+  block = block > kMaxBlock ? kMaxBlock : block;
   const int64_t blocks = (rows + block - 1) / block;
   s.block = round_up((rows + blocks - 1) / blocks, kTileRows);  // blocks of equal size
   s.padded_rows = round_up(rows, s.block);

@@ -1,9 +1,9 @@
-"""Draws the README's figures from a results file, and with --table prints the README's table of speeds.
+"""Draws the README's figures from a results file, and with --table prints the README's tables of speeds.
 
     python benchmarks/plot.py RESULTS.json [--out FOLDER] [--table]
 
 Figures: speed.png and memory.png of every operation at Amazon-Book's size, scaling.png, end_to_end.png. One whose
-section is not in the file is left out. The table is Markdown.
+section is not in the file is left out. The tables are Markdown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sizes import COMPILED, OURS
-from speed_table import Row, called, rows, table, two_digits
+from speed_table import Row, called, rows, sizes_table, table, two_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -254,14 +254,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
     parser.add_argument("--out", type=Path, default=FIGURES, metavar="FOLDER", help="default: benchmarks/figures")
-    parser.add_argument("--table", action="store_true", help="print the table of speeds, and draw nothing")
+    parser.add_argument("--table", action="store_true", help="print the tables of speeds, and draw nothing")
     arguments = parser.parse_args()
     try:
         content = json.loads(arguments.results.read_text())
     except (OSError, ValueError) as error:
         parser.error(f"RESULTS.json: {error}")
     if arguments.table:
-        print(*table(content), sep="\n")
+        print(*table(content), "", *sizes_table(content), sep="\n")
     else:
         print(*draw(content, arguments.out), sep="\n")
     return 0

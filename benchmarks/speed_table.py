@@ -1,4 +1,4 @@
-"""The README's table of speeds, from a results file."""
+"""The README's tables of speeds, from a results file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sizes import COMPILED, EAGER, OURS
+from sizes import COMPILED, EAGER, OURS, SIZES
 
 SIZE = "amazon_book"
 # {what two modes are called: the modes}: as a device comes, and as it serves everyone best.
@@ -57,11 +57,11 @@ def called(content: dict[str, Any]) -> tuple[str, str]:
     return next((names for names, modes in MODES.items() if timed.issuperset(modes)), ("default", "tuned"))
 
 
-def rows(content: dict[str, Any]) -> list[Row]:
-    """Of the cases at Amazon-Book's size in float32: with a backward pass where that was timed."""
+def rows(content: dict[str, Any], size: str = SIZE) -> list[Row]:
+    """Of the cases at a size in float32: with a backward pass where that was timed."""
     chosen: dict[tuple[str, str], dict[str, Any]] = {}
     for case in content.get("cases", {}).values():
-        if "failed" not in case and (case["size"], case["precision"]) == (SIZE, "float32"):
+        if "failed" not in case and (case["size"], case["precision"]) == (size, "float32"):
             key = case["operation"], case["variant"]
             if key not in chosen or case["pass"] == "forward+backward":
                 chosen[key] = case
@@ -100,6 +100,25 @@ def table(content: dict[str, Any]) -> list[str]:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def sizes_table(content: dict[str, Any]) -> list[str]:
+    """At the other sizes, in the second mode: ours, and how many times as long the definition and the best other form
+    take; a dash where that one does not run."""
+    found = {size: {row.title: row for row in rows(content, size) if not row.variant} for size in SIZES if size != SIZE}
+    found = {size: of for size, of in found.items() if of}
+    lines = [f"| {called(content)[1]} | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for row in (row for row in rows(content) if not row.variant):
+        cells = [_at_a_size(of[row.title], row.definition) if row.title in of else "" for of in found.values()]
+        lines += [f"| {row.title} | {' | '.join(cells)} |"] if any(cells) else []
+    return lines
+
+
+def _at_a_size(row: Row, definition: str) -> str:
+    ours, others = row.second[OURS], {name: ms for name, ms in row.second.items() if not name.startswith(OURS)}
+    eager = others.pop(definition, None)
+    ratios = [None if ms is None else ms / ours for ms in (eager, min(others.values(), default=None))]
+    return f"{durations([ours])}: {' / '.join(map(two_digits, ratios))}"
 
 
 def durations(milliseconds: list[float | None]) -> str:

@@ -36,7 +36,7 @@ def ceilings(device: str, clock: WallClock | DeviceClock, tiny: bool) -> tuple[d
             return [target]
 
         run = captured(copy) if on_cuda else copy
-        times = warm(run, clock, ROUNDS)
+        times = warm(run, clock, ROUNDS, tiny)
         found[name] = repeats * 2 * source.numel() / times["min_ms"] / 1e6
         disturbed = max(disturbed, times["others_share"])
     n = 64 if tiny else sizes["n"]
@@ -46,7 +46,7 @@ def ceilings(device: str, clock: WallClock | DeviceClock, tiny: bool) -> tuple[d
         product = torch.empty_like(a)
         with precision(at):
             run = partial(torch.mm, a, b, out=product)
-            times = warm(run, clock, ROUNDS)
+            times = warm(run, clock, ROUNDS, tiny)
         found[mm_rate(kind)] = 2 * n**3 / times["min_ms"] / 1e6
         disturbed = max(disturbed, times["others_share"])
     return found, disturbed

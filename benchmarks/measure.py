@@ -54,7 +54,8 @@ def measure(cell: Cell, clock: WallClock | DeviceClock, rounds: int) -> dict[str
         for mode in clock.modes:
             runs, unfit = clock.runs(mode, found)
             runs, others = (runs, {}) if runs is found else those_that_work(runs, prepared.accept)
-            times, disturbed[mode] = time_providers(runs, clock, mode, min(rounds, cell.case.rounds or rounds))
+            wanted = min(rounds, cell.case.rounds or rounds)
+            times, disturbed[mode] = time_providers(runs, clock, mode, wanted, cell.size == "tiny")
             modes[mode] = {name: summary(of) for name, of in times.items()}
             skipped |= {f"{name} [{mode}]": why for name, why in (unfit | others).items()}
         result = {"modes": modes, "others_share": disturbed, "skipped": skipped}

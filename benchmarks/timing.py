@@ -155,14 +155,15 @@ def captured(run: Provider) -> Provider:
 
 
 def time_providers(
-    runs: dict[str, Provider], clock: WallClock | DeviceClock, mode: str, rounds: int
+    runs: dict[str, Provider], clock: WallClock | DeviceClock, mode: str, rounds: int, tiny: bool = False
 ) -> tuple[dict[str, list[float]], float]:
     """{provider: milliseconds of each of its rounds}, and the largest share of the processors that others had. There
-    are more rounds than wanted where those are over before a window is."""
-    others, disturbed, patience = OtherWork(), 0.0, PATIENCE_S
+    are more rounds than wanted where those are over before a window is. What is `tiny` says nothing about speed: no
+    window is filled, and nothing is measured anew."""
+    others, disturbed, patience = OtherWork(), 0.0, 0.0 if tiny else PATIENCE_S
     first = {name: clock.timed(run) for name, run in runs.items()}
     once = {name: clock.milliseconds([of])[0] for name, of in first.items()}
-    fill = math.ceil(1e3 * WINDOW_S / max(2 * sum(once.values()), 1e-3))
+    fill = 1 if tiny else math.ceil(1e3 * WINDOW_S / max(2 * sum(once.values()), 1e-3))
     counts = {name: max(fill, min(rounds, max(MIN_ROUNDS, int(LIMIT_MS / max(ms, 1e-3))))) for name, ms in once.items()}
     window: dict[str, list] = {name: [first[name]] if once[name] >= LONG_MS else [] for name in runs}
     kept: dict[str, list] = {name: [] for name in runs}
@@ -194,8 +195,8 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
-def warm(run: Callable[[], Any], clock: WallClock | DeviceClock, rounds: int) -> dict[str, float]:
+def warm(run: Callable[[], Any], clock: WallClock | DeviceClock, rounds: int, tiny: bool = False) -> dict[str, float]:
     """The summary of warm calls, and the largest share of the processors that others had."""
     run()
-    times, share = time_providers({"": run}, clock, clock.modes[0], rounds)
+    times, share = time_providers({"": run}, clock, clock.modes[0], rounds, tiny)
     return {**summary(times[""]), "others_share": share}

@@ -32,9 +32,8 @@ def test_every_operation_is_timed_and_every_size_is():
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
-def test_every_provider_of_every_case_agrees(monkeypatch):
+def test_every_provider_of_every_case_agrees():
     """In every pass and precision; cases that differ by their sizes alone are one here."""
-    import timing
     from cases import PASSES, cells
     from measure import measure, work
     from sizes import EAGER, OURS
@@ -42,7 +41,6 @@ def test_every_provider_of_every_case_agrees(monkeypatch):
 
     from prorec_fast.costs import FORMULAS
 
-    monkeypatch.setattr(timing, "WINDOW_S", 0.0)
     once = {}
     for cell in cells(sizes=["tiny"], passes=list(PASSES)):
         of = cell.case

@@ -118,6 +118,8 @@ def test_rounds_are_fewer_where_they_are_long(monkeypatch):
     runs = {"short": lambda: take("short", 1.0), "long": lambda: take("long", 3000.0)}
     times, _ = timing.time_providers(runs, Counted(), "default", 10)
     assert {name: len(values) for name, values in times.items()} == {"short": 10, "long": timing.MIN_ROUNDS}
+    times, _ = timing.time_providers({"short": runs["short"]}, Counted(), "default", 10, tiny=True)
+    assert len(times["short"]) == 10
     times, _ = timing.time_providers({"short": runs["short"]}, Counted(), "default", 10)
     assert len(times["short"]) == 1e3 * timing.WINDOW_S / 2  # as many as a window takes, with a call before each
     spread = {"median_ms": 3.0, "q1_ms": 2.0, "q3_ms": 4.0, "min_ms": 1.0, "max_ms": 9.0, "rounds": 5}

@@ -51,7 +51,8 @@ def compare(title: str, build: Build, tolerance: float = 1e-4) -> None:
     error = difference(after(), before())
     if not error <= tolerance:
         sys.exit(f"{title}: before and after differ by {error:.2g}, which is more than {tolerance:g}")
-    times, share = time_providers({"before": before, "after": after}, WallClock(), "default", arguments.rounds)
+    both, tiny = {"before": before, "after": after}, arguments.tiny
+    times, share = time_providers(both, WallClock(), "default", arguments.rounds, tiny)
     if share > OTHERS_SHARE:
         print(f"{title}: disturbed: others had {share:.0%} of the processors in places", file=sys.stderr)
     found = {"title": title, **{side: summary(taken)["median_ms"] for side, taken in times.items()}}

@@ -166,9 +166,15 @@ def details(label: str, case: dict[str, Any]) -> list[str]:
         for first, *others in rows:
             cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
             lines.append("  " + "  ".join([first.ljust(widths[0]), *cells]))
-        if (share := case.get("others_share", {}).get(mode, 0.0)) > OTHERS_SHARE:
+        if share := disturbed(case, mode):
             lines.append(f"  disturbed: others had {share:.0%} of the processors in places")
     return lines + [f"  without {name}: {why}" for name, why in case.get("skipped", {}).items()]
+
+
+def disturbed(case: dict[str, Any], mode: str) -> float:
+    """The share of the processors that others had while a case was timed, where it is too large; else 0."""
+    share = case.get("others_share", {}).get(mode, 0.0)
+    return share if share > OTHERS_SHARE else 0.0
 
 
 def _short(value: float | None) -> str:

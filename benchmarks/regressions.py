@@ -16,8 +16,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from record import disturbed
 from sizes import OURS
-from timing import OTHERS_SHARE
 
 SAME = ("processor", "threads", "instruction set", "gpu")
 MARGIN, LEAST_MIB = 1.05, 1.0
@@ -55,7 +55,7 @@ def _worse(label: str, before: dict[str, Any], after: dict[str, Any]) -> list[st
     ]
     for mode, times in after.get("modes", {}).items():
         earlier = before.get("modes", {}).get(mode, {})
-        if _disturbed(before, mode) or _disturbed(after, mode):
+        if disturbed(before, mode) or disturbed(after, mode):
             continue
         for name in (name for name in times if name.startswith(OURS) and name in earlier):
             a, b = earlier[name], times[name]
@@ -80,13 +80,9 @@ def not_compared(old: dict[str, Any], new: dict[str, Any], labels: Collection[st
         lines += [
             f"{label} [{mode}]: disturbed by other processes, not compared"
             for mode in modes
-            if _disturbed(before[label], mode) or _disturbed(after[label], mode)
+            if disturbed(before[label], mode) or disturbed(after[label], mode)
         ]
     return lines
-
-
-def _disturbed(case: dict[str, Any], mode: str) -> bool:
-    return case.get("others_share", {}).get(mode, 0.0) > OTHERS_SHARE
 
 
 def _spread(times: dict[str, float]) -> str:

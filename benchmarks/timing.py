@@ -167,12 +167,12 @@ def time_providers(
     counts = {name: max(fill, min(rounds, max(MIN_ROUNDS, int(LIMIT_MS / max(ms, 1e-3))))) for name, ms in once.items()}
     window: dict[str, list] = {name: [first[name]] if once[name] >= LONG_MS else [] for name in runs}
     kept: dict[str, list] = {name: [] for name in runs}
-    while due := [name for name in runs if len(kept[name]) < counts[name]]:
-        for name in due:
+    while any(len(kept[name]) < counts[name] for name in runs):
+        for name, run in runs.items():
             if len(kept[name]) + len(window[name]) < counts[name]:
                 if once[name] < LONG_MS:
-                    clock.prepare(mode, runs[name])
-                window[name].append(clock.timed(runs[name]))
+                    clock.prepare(mode, run)
+                window[name].append(clock.timed(run))
         complete = all(len(kept[name]) + len(window[name]) == counts[name] for name in runs)
         if complete or others.seconds() >= WINDOW_S:
             if (share := others.share()) <= OTHERS_SHARE or patience <= 0:

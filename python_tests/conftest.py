@@ -94,16 +94,22 @@ def _patch_language_once(monkeypatch):
 
 
 @pytest.fixture
-def simulated_device(monkeypatch, request):
+def triton():
+    """There is one that is not too old: torch 2.6 and 2.7 come with one that is. A broken one is no reason to skip."""
+    from prorec_fast import _native
+
+    found = pytest.importorskip("triton", reason="the device path needs Triton")
+    if "older than" in (problem := _native.triton_problem() or ""):
+        pytest.skip(problem)
+    return found
+
+
+@pytest.fixture
+def simulated_device(triton, monkeypatch, request):
     """CPU tensors take the device path: Triton's kernels interpreted, the CUDA C++ ones emulated."""
-    pytest.importorskip("triton", reason="the device path needs Triton")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton's kernels are compiled here, not interpreted")
     from prorec_fast import _native
-
-    problem = _native.triton_problem() or ""
-    if "older than" in problem:  # torch 2.6 and 2.7 come with such a Triton
-        pytest.skip(problem)
 
     def call(t, name, *arguments):
         getattr(request.getfixturevalue("emulated_cuda"), name)(*arguments, 0)

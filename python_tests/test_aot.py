@@ -12,10 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prorec_fast import _native
-
-if problem := _native.triton_problem():
-    pytest.skip(problem, allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("triton")
 
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}  # bytes a block may have
 

@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prorec_fast import _native
-
 pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
@@ -68,9 +66,7 @@ def test_tune_uses_the_tiles_of_the_kernels(simulated_device, monkeypatch, prefi
                     pytest.fail(f"{name} is not part of its workload in {precision}")
 
 
-def test_every_tuned_operation_has_a_workload():
-    if problem := _native.triton_problem():
-        pytest.skip(problem)
+def test_every_tuned_operation_has_a_workload(triton):
     import tune
 
     from prorec_fast.triton_kernels import tuning

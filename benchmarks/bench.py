@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,8 +30,9 @@ import torch
 from cases import CASES, Cell, cells
 from ceilings import ceilings, mm_rate
 from measure import free_memory, measure, measure_memory, work
-from record import Record, default_file, details
+from record import Record, default_file, details, read
 from regressions import Incomparable, compare, not_compared
+from sizes import graphs_of
 from timing import ALLOCATORS, EXACT_MEMORY, DeviceClock, WallClock, first_line
 
 from prorec_fast.cli.parser import make_parser
@@ -49,6 +50,7 @@ def work_through(job: dict[str, Any]) -> None:
     for fields in job["cells"]:
         cell = Cell(**fields)
         clock = DeviceClock(torch.device("cuda"), cell.small) if on_cuda else WallClock(job["mode"])
+        graphs_of.clear()
         try:
             if job["mode"] == MEMORY:
                 result = measure_memory(cell, job["names"])
@@ -58,7 +60,8 @@ def work_through(job: dict[str, Any]) -> None:
                     reached, disturbed = ceilings(job["device"], clock, cell.size == "tiny")
                     torch.cuda.empty_cache()
                 shares = {mode: max(share, disturbed) for mode, share in result["others_share"].items()}
-                result |= {"ceilings": reached, "others_share": shares, "data": cell.at.data, "work": work(cell)}
+                result |= {"ceilings": reached, "others_share": shares, "work": work(cell)}
+                result |= {"data": ", ".join(graphs_of)}
         except Exception as error:
             traceback.print_exc()
             result = {"failed": first_line(error)}
@@ -195,8 +198,8 @@ def bench(arguments: argparse.Namespace) -> int:
     if arguments.save in names:
         raise ValueError(f"--save: {arguments.save!r} is an operation; name a file, or let --save come last")
     file = None if arguments.save is None else Path(arguments.save or default_file(arguments.device))
-    old = None if arguments.against is None else _results(Path(arguments.against))
-    record = Record(file, arguments.device)
+    old = None if arguments.against is None else _named("--against", read, Path(arguments.against))
+    record = _named("--save", Record, file, arguments.device)
     if old is not None:
         compare(old, record.content, ())  # says at once where it cannot be done
         if not any(cell.label in old.get("cases", {}) for cell in todo):
@@ -217,19 +220,22 @@ def bench(arguments: argparse.Namespace) -> int:
             _show(run, batch[0], arguments.json)
     cases = record.content.get("cases", {})
     worse = None if old is None else compare(old, record.content, run.done)
+    apart = [] if old is None else not_compared(old, record.content, run.done)
     if arguments.json:
         content = {**record.content, "cases": {label: cases[label] for label in run.done}}
-        print(json.dumps({**content, **({} if worse is None else {"worse": worse})}, indent=1, allow_nan=False))
+        compared = {} if worse is None else {"worse": worse, "not_compared": apart}
+        print(json.dumps({**content, **compared}, indent=1, allow_nan=False))
     elif worse is not None:
-        print(*not_compared(old, record.content, run.done), *worse, f"{len(worse)} got worse", sep="\n")
+        print(*apart, *worse, f"{len(worse)} got worse", sep="\n")
     return 0 if run.well and not worse else 1
 
 
-def _results(file: Path) -> dict[str, Any]:
+def _named(option: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """A function's result; what it says of a file names the option."""
     try:
-        return json.loads(file.read_text())
+        return function(*arguments)
     except ValueError as error:
-        raise ValueError(f"--against: {file} is no results file: {error}") from error
+        raise ValueError(f"{option}: {error}") from error
 
 
 def _show(run: Run, cell: Cell, as_json: bool) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import Record, default_file
+from record import add_out, opened
 from same_training import BASELINE, assert_same_training
 from sizes import OURS
 from timing import ALLOCATORS
@@ -107,15 +107,21 @@ def summary(runs: list[dict[str, Any]], unsettled: int, warmup_epochs: int) -> d
         if "failed" in run:
             return run
     first, records = runs[0], [record for run in runs for record in run["records"]]
-    settled = [record for run in runs for record in run["records"][unsettled:] or run["records"]]
+    settled = [record for run in runs for record in run["records"][unsettled:]]
+
+    def epochs(warm_up: bool) -> list[float]:
+        """Their seconds; those of the first ones where there are no others."""
+        of = ([r["seconds"] for r in some if (r["epoch"] <= warmup_epochs) == warm_up] for some in (settled, records))
+        return next(filter(None, of), [])
+
     memory = {key: max(run[key] for run in runs) for key in first if key.endswith("_mib") and first[key] is not None}
     return {
         "epochs": len(first["records"]),
         "warm_up_epochs": sum(record["epoch"] <= warmup_epochs for record in first["records"]),
         "validations": sum("valid_seconds" in record for record in first["records"]),
         "first_epoch_s": first["records"][0]["seconds"],
-        "epoch_s": spread([record["seconds"] for record in settled if record["epoch"] > warmup_epochs]),
-        "warm_up_epoch_s": spread([record["seconds"] for record in settled if record["epoch"] <= warmup_epochs]),
+        "epoch_s": spread(epochs(warm_up=False)),
+        "warm_up_epoch_s": spread(epochs(warm_up=True)),
         "validation_s": spread([record["valid_seconds"] for record in records if "valid_seconds" in record]),
         **{key: first[key] for key in ("stopped", "start_to_test_s", "best_epoch", "test")},
         **memory,
@@ -158,7 +164,7 @@ def main() -> int:
     parser.add_argument(
         "--baseline-epochs", type=positive, default=TIMED, metavar="N", help=f"default: {TIMED}, to time"
     )
-    parser.add_argument("--out", type=Path, help="the results file; default: benchmarks/results/<machine>.json")
+    add_out(parser)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="share out so many among all trainings")
     parser.add_argument("--tiny", action="store_true", help="sizes that say nothing about speed: a test of this file")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
@@ -170,7 +176,7 @@ def main() -> int:
     if unknown:
         parser.error(f"NAME: want of {', '.join(TRAININGS)}, got {', '.join(unknown)}")
     names, deadline = arguments.names or [*TRAININGS], time.monotonic() + arguments.seconds
-    record, code = Record(arguments.out or default_file(arguments.device), arguments.device), 0
+    record, code = opened(parser, arguments), 0
     for position, name in enumerate(names):
         end = time.monotonic() + (deadline - time.monotonic()) / (len(names) - position)
         found = measure(name, arguments, lambda end=end: end - time.monotonic())

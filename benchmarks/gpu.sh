@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one go of at most ten minutes: build, tests, compute-sanitizer, kernel benchmarks and
-# whole trainings. Writes FOLDER/<gpu>.json and FOLDER/logs, prints a summary last.
+# What a new GPU wants, in one go of at most ten minutes: build, doctor, tests, compute-sanitizer, kernel benchmarks and
+# whole trainings; scaling.py and tune.py are by themselves. Writes FOLDER/<gpu>.json and FOLDER/logs, prints a summary
+# last.
 #
 #   benchmarks/gpu.sh [FOLDER]                (default: benchmarks/results)
 #
@@ -78,7 +79,8 @@ stage build 150 "$python" -m pip install --quiet --disable-pip-version-check --n
 cd python_tests
 parallel=()
 "$python" -c 'import xdist' 2> /dev/null && parallel=(-n 8) # most of the time goes into compiling Triton's kernels
-stage tests 270 "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
+stage tests 255 "$python" -m pytest -q -p no:cacheprovider -m gpu "${parallel[@]}"
+stage doctor 270 "$python" -m prorec_fast doctor # behind the tests, which have compiled most of what it calls
 
 # A few tests of every kernel. Allocations are torch's own pieces of large blocks unless it is told not to cache them: an
 # access beyond one would be within another. What is excluded is torch's and not ours; including ours by name would miss

@@ -9,15 +9,15 @@ section is not in the file is left out. The tables are Markdown.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from record import read
 from sizes import COMPILED, OURS
-from speed_table import Row, called, rows, sizes_table, table, two_digits
+from speed_table import TRAININGS, Row, called, epoch_s, rows, sizes_table, table, trainings_table, two_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,6 @@ MEANING = {
     "N": "items", "M": "users", "nodes": "nodes", "edges": "edges", "d": "width", "B": "batch", "K": "profiles",
     "E": "environments",
 }  # fmt: skip
-TRAININGS = {"lightgcn": "LightGCN", "promax": "ProMax", "proex": "ProEx", "mult_vae": "Mult-VAE"}
 LEAST_MIB = 0.1  # that is told apart: pages and what the allocator keeps are more
 # Of all that scaling.py measures, what the README shows.
 SHOWN = (
@@ -181,12 +180,6 @@ def end_to_end(content: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def epoch_s(found: dict[str, Any]) -> float | None:
-    """Of the epochs with every loss; of a training without, of all."""
-    spread = found.get("epoch_s") or found.get("warm_up_epoch_s")
-    return spread["median"] if spread else None
-
-
 def canvas(down: int, across: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -257,11 +250,11 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="print the tables of speeds, and draw nothing")
     arguments = parser.parse_args()
     try:
-        content = json.loads(arguments.results.read_text())
+        content = read(arguments.results)
     except (OSError, ValueError) as error:
         parser.error(f"RESULTS.json: {error}")
     if arguments.table:
-        print(*table(content), "", *sizes_table(content), sep="\n")
+        print(*table(content), "", *sizes_table(content), "", *trainings_table(content), sep="\n")
     else:
         print(*draw(content, arguments.out), sep="\n")
     return 0

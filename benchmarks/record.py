@@ -3,6 +3,7 @@ or with --name what this GPU's file is called."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +91,38 @@ def default_file(device: str, folder: Path = RESULTS) -> Path:
     return folder / f"{name}.json"
 
 
+def read(file: Path) -> dict[str, Any]:
+    """A results file's content.
+
+    Raises:
+        ValueError: the file is another.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no results file: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("machine"), dict):
+        raise ValueError(f"{file} is no results file: it names no machine")
+    return content
+
+
 class Record:
     """A results file as it grows; without a file, the content alone. What it had stays where the machine and all
     versions are the same, else it is moved aside.
 
     Attributes:
         commit: whose figures are added; each entry names its own.
+
+    Raises:
+        ValueError: the file is there and has no results.
     """
 
     def __init__(self, file: Path | None, device: str) -> None:
         self.file, self.commit, here = file, _commit(), machine(device)
-        earlier = json.loads(file.read_text()) if file is not None and file.exists() else {}
-        if earlier and earlier.get("machine") != here:
-            aside = file.with_suffix(".earlier.json")
+        earlier = read(file) if file is not None and file.exists() else {}
+        if earlier and earlier["machine"] != here:
+            names = (file.with_suffix(f".earlier{'' if n == 1 else f'-{n}'}.json") for n in count(1))
+            aside = next(name for name in names if not name.exists())
             os.replace(file, aside)
             print(f"{file}: of another machine or other versions, moved to {aside.name}", file=sys.stderr)
             earlier = {}
@@ -114,6 +135,22 @@ class Record:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.file, (json.dumps(self.content, indent=1) + "\n").encode())
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="the results file; default: benchmarks/results/<machine>.json, and with --tiny none",
+    )  # fmt: skip
+
+
+def opened(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Record:
+    """That of --out, --tiny and --device."""
+    try:
+        file = arguments.out or (None if arguments.tiny else default_file(arguments.device))
+        return Record(file, arguments.device)
+    except ValueError as error:
+        parser.error(f"--out: {error}")
 
 
 def table(content: dict[str, Any]) -> list[str]:
@@ -185,4 +222,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--name"]:
         print(default_file("cuda").name)
     else:
-        print(*table(json.loads(Path(sys.argv[1]).read_text())), sep="\n")
+        print(*table(read(Path(sys.argv[1]))), sep="\n")

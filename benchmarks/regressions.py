@@ -4,19 +4,18 @@
 
 Slower is a median more than 5 % above the old one where even the new first quartile is above the old third; larger is
 more than 5 % and a MiB; what was timed in a mode and is not any more is worse, too. Cells that the new file does not
-have are named, and times that other processes disturbed in either file, which are not compared. Exit code: 0 nothing
-got worse; 1 something did; 2 the files cannot be compared.
+have are named, and what is not compared: cells of another data set's graph, and times that other processes disturbed in
+either file. Exit code: 0 nothing got worse; 1 something did; 2 the files cannot be compared.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from record import disturbed
+from record import disturbed, read
 from sizes import OURS
 
 SAME = ("processor", "threads", "instruction set", "gpu")
@@ -47,6 +46,8 @@ def compare(old: dict[str, Any], new: dict[str, Any], labels: Collection[str] | 
 def _worse(label: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     if "failed" in after:
         return [] if "failed" in before else [f"{label}: failed: {after['failed']}"]
+    if _of_other_data(before, after):
+        return []
     lines = [
         f"{label} [{mode}] {name}: not timed any more"
         for mode, earlier in before.get("modes", {}).items()
@@ -70,12 +71,21 @@ def _worse(label: str, before: dict[str, Any], after: dict[str, Any]) -> list[st
     return lines
 
 
+def _of_other_data(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return "data" in before and "data" in after and before["data"] != after["data"]
+
+
 def not_compared(old: dict[str, Any], new: dict[str, Any], labels: Collection[str]) -> list[str]:
-    """A line for each of the old file's cells, of some, that the new one lacks, and for each mode that is disturbed."""
+    """A line for each of the old file's cells, of some, that the new one lacks or has of other data, and for each mode
+    that is disturbed."""
     before, after = (content.get("cases", {}) for content in (old, new))
     found = [label for label in labels if label in before]
     lines = [f"{label}: not in the new file" for label in found if label not in after]
     for label in (label for label in found if label in after):
+        if _of_other_data(before[label], after[label]):
+            data = (of[label]["data"] for of in (before, after))
+            lines.append("{}: of the data {} in the old file, {} in the new one, not compared".format(label, *data))
+            continue
         modes = [mode for mode in after[label].get("modes", {}) if mode in before[label].get("modes", {})]
         lines += [
             f"{label} [{mode}]: disturbed by other processes, not compared"
@@ -94,7 +104,7 @@ def main() -> int:
         print("usage: regressions.py OLD NEW", file=sys.stderr)
         return 2
     try:
-        old, new = (json.loads(Path(name).read_text()) for name in sys.argv[1:])
+        old, new = (read(Path(name)) for name in sys.argv[1:])
         worse, others = compare(old, new), not_compared(old, new, old.get("cases", ()))
     except (OSError, ValueError, Incomparable) as error:
         print(f"regressions.py: error: {error}", file=sys.stderr)

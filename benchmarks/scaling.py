@@ -30,7 +30,7 @@ import torch
 from cases import CASES, TOLERANCE
 from growth import AXES, GROWTHS, Growth
 from measure import free_memory
-from record import Record, default_file
+from record import add_out, opened
 from sizes import OURS, Setting, difference
 from timing import EXACT_MEMORY, TUNED, DeviceClock, WallClock, extra_memory, first_line
 
@@ -57,8 +57,8 @@ def measured(growth: Growth, at: Setting, small: Setting, going: list[str], memo
             continue
         try:
             extra[name] = extra_memory(lambda run=runs[name]: results.append(run()), at.device)
-        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError among them
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+        except Exception as error:
+            if not of_memory(error):
                 raise
             stopped[name] = f"memory: {first_line(error)}"
     if len(results) == 2:
@@ -90,17 +90,36 @@ def timed(run: Callable, clock: WallClock | DeviceClock) -> float:
     return median(taken)
 
 
+def of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
+
+
 def apart(function: Callable[[], Any]) -> Any:
-    """What a function gives in a process of its own; as a string, how that ended without a result."""
+    """What a function gives in a process of its own; as a string, why there was not memory enough.
+
+    Raises:
+        RuntimeError: it raised something else, which is printed.
+    """
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: send.send(function()))
+
+    def run() -> None:
+        try:
+            send.send(function())
+        except Exception as error:
+            if not of_memory(error):
+                raise
+            send.send(first_line(error))
+
+    process = context.Process(target=run)
     process.start()
     send.close()
     try:
         return receive.recv()
     except EOFError:
         process.join()
+        if process.exitcode >= 0:  # by itself, and not by the system's signal
+            raise RuntimeError(f"a value's process ended with {process.exitcode}") from None
         return f"its process ended with {process.exitcode}"
     finally:
         process.join()
@@ -215,7 +234,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="the longest that a call may take (default: 2)")
     parser.add_argument("--memory", type=float, default=math.inf, metavar="GIB", help="default: what there is")
-    parser.add_argument("--out", type=Path, help="the results file; default: benchmarks/results/<machine>.json")
+    add_out(parser)
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the figures there, too")
     parser.add_argument("--tiny", action="store_true", help="sizes that say nothing about speed")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -232,14 +251,15 @@ def main() -> int:
     todo = [(name, axis) for name, axis in todo if axis in arguments.axis]
     if not todo:
         parser.error(f"--axis {' '.join(arguments.axis)}: not one of {' '.join(arguments.operations)}'s")
-    record, failed = Record(arguments.out or default_file(arguments.device), arguments.device), False
+    record, failed = opened(parser, arguments), False
+    limits = {"seconds": arguments.seconds, "memory_gib": arguments.memory if arguments.memory < math.inf else None}
     for name, axis in todo:
         lines, code = lines_of(name, axis, arguments)
         if code:
             failed = True
             print(f"{name}, {axis}: failed: the process ended with {code}", flush=True)
         else:
-            entry = gathered(GROWTHS[name], lines) | {"commit": record.commit}
+            entry = gathered(GROWTHS[name], lines) | {"limits": limits, "commit": record.commit}
             record.add("scaling", name, {**record.content.get("scaling", {}).get(name, {}), axis: entry})
             print(said(name, axis, entry), flush=True)
     if arguments.plot:

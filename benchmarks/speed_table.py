@@ -34,6 +34,14 @@ TITLES = {
 }
 
 
+TRAININGS = {
+    "lightgcn": "LightGCN",
+    "promax": "LightGCN + ProMax",
+    "proex": "LightGCN + ProEx",
+    "mult_vae": "Mult-VAE",
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """An operation's {provider: milliseconds} in the first mode and in the second, and {provider: MiB}."""
@@ -119,6 +127,47 @@ def _at_a_size(row: Row, definition: str) -> str:
     eager = others.pop(definition, None)
     ratios = [None if ms is None else ms / ours for ms in (eager, min(others.values(), default=None))]
     return f"{durations([ours])}: {' / '.join(map(two_digits, ratios))}"
+
+
+def trainings_table(content: dict[str, Any]) -> list[str]:
+    """Whole trainings: medians of an epoch and of a validation, all of it, and the peak memory; the baseline's, under
+    each allocator, and ours."""
+    lines = [
+        "| | epoch: baseline, ours | ratio | validation: baseline, ours | ratio | whole: baseline, ours | ratio "
+        "| epochs | recall@20 | peak memory: baseline, ours |",
+        "|---" * 10 + "|",
+    ]
+    for name, found in content.get("end_to_end", {}).get(SIZE, {}).items():
+        ours, baselines = found["ours"], found["baseline"].values()
+        cells = [TRAININGS[name]]
+        for seconds in (epoch_s, _validation_s, _whole_s):
+            others, own = [seconds(each) for each in baselines], seconds(ours)
+            ratios = [other / own if other and own else None for other in others]
+            cells += [f"{_seconds(others)}, {_seconds([own])}", " / ".join(map(two_digits, ratios))]
+        peaks = (" / ".join(f"{each['peak_mib']:.0f}" for each in some) for some in (baselines, [ours]))
+        recall = f"{ours['test']['recall@20']:.4f}" if ours["test"] else "-"
+        cells += [str(ours["epochs"]), recall, f"{', '.join(peaks)} MiB"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def epoch_s(found: dict[str, Any]) -> float | None:
+    """Of the epochs with every loss; of a training without, of all."""
+    spread = found.get("epoch_s") or found.get("warm_up_epoch_s")
+    return spread["median"] if spread else None
+
+
+def _validation_s(found: dict[str, Any]) -> float:
+    return found["validation_s"]["median"]
+
+
+def _whole_s(found: dict[str, Any]) -> float | None:
+    """Ours as measured, a baseline's as a product."""
+    return found.get("converged_at_our_epochs_s", found["start_to_test_s"])
+
+
+def _seconds(values: list[float | None]) -> str:
+    return f"{' / '.join(map(two_digits, values))} s"
 
 
 def durations(milliseconds: list[float | None]) -> str:

@@ -50,7 +50,7 @@ class Explanation:
             f"{self.kernel}; {self.kernel.file}",
         ]
         rows = [("", "GFLOP", "MiB read", "MiB written", "MiB held")]
-        for name, cost in (("ours", self.ours), ("eager", self.eager))[self.kernel.why is not None :]:
+        for name, cost in (("ours", self.ours), ("eager", self.eager))[self.ours == self.eager :]:
             sizes_moved = (cost.bytes_read, cost.bytes_written, cost.memory)
             rows.append((name, _short(cost.flops / 1e9), *(_short(size / 2**20) for size in sizes_moved)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -86,10 +86,12 @@ def test_a_results_file_grows(measured, tmp_path, capsys):
     assert "without faiss: not importable" in capsys.readouterr().out
     assert all(case["commit"] and case["data"] == "synthetic" for case in content["cases"].values())
     # What another machine measured is not mixed with it, and not lost.
-    other = json.dumps({**content, "machine": {"processor": "another"}})
-    file.write_text(other)
-    assert "cases" not in record.Record(file, "cpu").content
-    assert (tmp_path / "cpu.earlier.json").read_text() == other and "moved to" in capsys.readouterr().err
+    for name in ("cpu.earlier.json", "cpu.earlier-2.json"):
+        other = json.dumps({**content, "machine": {"processor": name}})
+        file.write_text(other)
+        assert "cases" not in record.Record(file, "cpu").content
+        assert (tmp_path / name).read_text() == other and f"moved to {name}" in capsys.readouterr().err
+    assert "cpu.earlier.json" in (tmp_path / "cpu.earlier.json").read_text()
 
 
 def test_bench_in_json_and_what_has_failed(measured, capsys):
@@ -116,12 +118,17 @@ def test_bench_refuses_what_it_cannot_do(measured, capsys, tmp_path):
     (tmp_path / "old.json").write_text(json.dumps({"machine": {"processor": "another"}}))
     (tmp_path / "other.json").write_text(json.dumps({"machine": record.machine("cpu"), "cases": {}}))
     (tmp_path / "text.json").write_text("no JSON")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "package.json").write_text('{"name": "another"}')
     for words, message in (
         (["nonsense"], "OP: want an operation .* such as distribution_kl, .*; got 'nonsense'"),
         (["topk", "gaussian"], "such as 'gaussian_kl'; got 'gaussian'"),
         (["promax_step", "--size", "large"], "none of these is timed"),
         (["--against", str(tmp_path / "none.json")], "No such file"),
         (["--against", str(tmp_path / "text.json")], "--against: .*text.json is no results file"),
+        (["--against", str(tmp_path / "list.json")], "--against: .*list.json is no results file: it names no machine"),
+        (["--save", str(tmp_path / "text.json")], "--save: .*text.json is no results file"),
+        (["--save", str(tmp_path / "package.json")], "--save: .*package.json is no results file: it names no machine"),
         (["--against", str(tmp_path / "other.json")], "--against: .* has nothing of what is to be timed: "),
         (["--save", "bpr"], "--save: 'bpr' is an operation"),
         (["--against", str(tmp_path / "old.json")], "processor: another in the old file, .* in the new one"),
@@ -129,6 +136,7 @@ def test_bench_refuses_what_it_cannot_do(measured, capsys, tmp_path):
         assert bench.main(words) == 2
         captured = capsys.readouterr()
         assert re.search(message, captured.err) and len(captured.err.splitlines()) == 1 and not captured.out
+    assert (tmp_path / "package.json").exists() and (tmp_path / "text.json").read_text() == "no JSON"
 
 
 def test_bench_against_an_older_file(measured, tmp_path, capsys):
@@ -151,6 +159,11 @@ def test_bench_against_an_older_file(measured, tmp_path, capsys):
     assert bench.main(["bpr", "--against", str(file)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [f"{label} [tuned] ours: 2 (1.9 .. 2.1) -> 2.3 (2.2 .. 2.4) ms, x 1.15", "2 got worse"]
+    measured[label] |= {"data": "amazon_book"}
+    assert bench.main(["bpr", "--against", str(file), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    data = "of the data synthetic in the old file, amazon_book in the new one, not compared"
+    assert content["worse"] == [] and content["not_compared"] == [f"{label}: {data}"]
 
 
 def test_regressions_are_beyond_the_spread(tmp_path, capsys):

@@ -63,13 +63,15 @@ def test_graphs_have_the_size_that_is_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sizes, "DATA", tmp_path)
     at = replace(sizes.TINY, num_items=49)
+    sizes.graphs_of.clear()
     synthetic = at.graph()
-    assert (synthetic.num_users, synthetic.num_items, synthetic.num_edges) == (60, 49, 300) and at.data == "synthetic"
+    assert (synthetic.num_users, synthetic.num_items, synthetic.num_edges) == (60, 49, 300)
+    assert sizes.graphs_of == {"synthetic"}
     sizes._stored_file.cache_clear()
     (tmp_path / "one").mkdir()
     indptr, indices = np.minimum(np.arange(61) * 5, 300), np.tile(np.arange(5), 60)
     np.savez(tmp_path / "one" / "interactions.npz", shape=[60, 49], train_indptr=indptr, train_indices=indices)
-    assert at.graph().user_degree.tolist() == [5] * 60 and at.data == "one"
+    assert at.graph().user_degree.tolist() == [5] * 60 and sizes.graphs_of == {"synthetic", "one"}
     assert replace(at, train_edges=301).graph().num_edges == 301
     sizes._stored_file.cache_clear()
 

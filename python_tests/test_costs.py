@@ -331,6 +331,8 @@ def test_explain_of_similar_users_is_of_the_kernel_that_ranks_them(monkeypatch):
     # topk's definition has a part of the cosines at a time; no more users are selected than there are.
     found = losses.explain("similar_users", device="cuda", num_users=1_000_000, dim=64, k=2049)
     assert found.ours.flops == found.eager.flops and 4 * 64 * 10**6 < found.ours.memory < found.eager.memory / 100
+    ours, eager = str(found).splitlines()[-2:]
+    assert ours.startswith("ours") and eager.startswith("eager")
     assert losses.explain("similar_users", device="cuda", num_users=2000, dim=64, k=2049).kernel.why is None
 
 

@@ -192,6 +192,21 @@ def test_program_times_a_baseline_around_ours(program, tmp_path):
     assert lines[3].startswith("synthetic, promax: baseline [tuned]: an epoch ") and lines[3].count(" x)") == 4
 
 
+def test_first_epochs_count_where_there_are_no_others():
+    import end_to_end
+
+    seconds = {1: 9.0, 2: 3.0, 41: 5.0, 42: 6.0}
+    run = {key: None for key in ("stopped", "start_to_test_s", "best_epoch", "test")}
+
+    def medians(*epochs):
+        records = [{"epoch": epoch, "seconds": seconds[epoch]} for epoch in epochs]
+        found = end_to_end.summary([{**run, "records": records}], 1, warmup_epochs=40)
+        return [of and of["median"] for of in (found["warm_up_epoch_s"], found["epoch_s"])]
+
+    assert medians(1) == [9.0, None] and medians(1, 41) == [9.0, 5.0]
+    assert medians(1, 2, 41, 42) == [3.0, 5.5] and medians(41, 42) == [None, 6.0]
+
+
 def test_baseline_that_trains_to_the_end_is_tested(program):
     code, printed, section, tasks = program("lightgcn", "--epochs", "4", "--baseline-epochs", "4")
     baseline = section["synthetic"]["lightgcn"]["baseline"]["default"]

@@ -40,6 +40,8 @@ def test_what_tests_a_wheel_is_there():
     architectures = {entry["architecture"] for entry in jobs["wheels"]["strategy"]["matrix"]["include"]}
     images = set(re.findall(r"^manylinux-(\w+)-image", settings, re.MULTILINE))
     assert images == architectures == {"x86_64", "aarch64"}
+    oldest = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert jobs["suite"]["strategy"]["matrix"]["torch"] == [f"torch=={oldest}.*", "torch"]
 
 
 def test_suite_refuses_the_sources_in_place_of_a_wheel():

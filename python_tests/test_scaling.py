@@ -88,6 +88,31 @@ def test_no_speed_on_red(scaling):
             scaling.measured(growth, TINY, TINY, [EAGER, OURS], math.inf)
 
 
+def test_a_process_that_fails_is_not_taken_for_one_without_memory(scaling, monkeypatch):
+    """A value's process on a CPU: its error ends the axis, where the system's or one of memory ends a provider."""
+    from growth import GROWTHS
+
+    def outcome(error):
+        def measured(growth, at, small, going, memory):
+            if EAGER in going:
+                raise error
+            return {"found": {name: {"median_ms": 1.0, "extra_mib": 1.0} for name in going}, "stopped": {}}
+
+        monkeypatch.setattr(scaling, "measured", measured)
+        arguments = SimpleNamespace(device="cpu", tiny=True, seconds=4.0, memory=2.0)
+        return scaling.gathered(GROWTHS["info_nce"], list(scaling.grow(GROWTHS["info_nce"], "B", arguments)))
+
+    for error, why in (
+        (MemoryError("9 bytes"), "memory: MemoryError: 9 bytes"),
+        (RuntimeError("no memory"), "memory: "),
+    ):
+        entry = outcome(error)
+        assert entry["stopped"][EAGER].startswith(why) and len(entry[OURS]["median_ms"]) == 3
+    for error in (AssertionError("ours differs by 0.1"), RuntimeError("shape")):
+        with pytest.raises(RuntimeError, match="a value's process ended with 1"):
+            outcome(error)
+
+
 def test_what_memory_does_not_hold_stops_the_provider(scaling):
     from sizes import TINY
 

@@ -27,7 +27,13 @@ def add_bench_options(parser: argparse.ArgumentParser, positive_int: type, posit
         help="forward, forward+backward (default: the latter, where there is one)",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    add("--rounds", type=positive_int, metavar="N", help="of each provider (default: 9 on a CPU, 30 on a CUDA device)")
+    add(
+        "--rounds",
+        type=positive_int,
+        metavar="N",
+        help="of each provider (default: 9 on a CPU, 30 on a CUDA device); more where those are over in half a second, "
+        "fewer, 3 at least, where they would take over 4 seconds",
+    )
     add("--seconds", type=positive, metavar="X", help="leave out what has not begun after so many")
     add(
         "--save",

@@ -18,7 +18,7 @@ from prorec_fast.reference.ranking_metrics import METRICS
 
 _USERS, _ITEMS, _DIM, _TEACHER_DIM = 70, 331, 33, 20
 _PROFILES, _ENVIRONMENTS = 3, 4
-_FLOATS = (torch.float32, torch.bfloat16)
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)

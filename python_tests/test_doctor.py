@@ -167,7 +167,7 @@ def _process(code):
 
 
 def test_doctor_of_an_instruction_set_that_brings_its_process_down(monkeypatch):
-    first, second = [case.operation + case.form + str(dtype) for case, dtype in checks.calls(CPU, {"bpr"})]
+    first, second, *_ = [case.operation + case.form + str(dtype) for case, dtype in checks.calls(CPU, {"bpr"})]
     monkeypatch.setattr(levels, "CUDA_LANGUAGE", {"bpr": "triton"})
     line = json.dumps(dict(where="cpu (avx2)", operation="bpr", form="rows", dtype="float32", result="value", error=0.0,
                            allowed=1.0, problem=None))  # fmt: skip

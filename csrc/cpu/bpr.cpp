@@ -8,7 +8,7 @@ namespace prorec {
 namespace PRF_ISA {
 
 void bpr(const BprArgs& a) {
-  constexpr int64_t kRows = 256;  // rows a task
+  constexpr int64_t kRows = 64;  // rows a task, which stay in the first-level cache
   const int64_t B = a.user.rows, D = a.user.cols;
   const int threads = threads_for(8 * B * D, a.threads);
   Workspace workspace(Workspace::bytes_for<float>(threads * 3 * D));
@@ -43,7 +43,14 @@ void bpr(const BprArgs& a) {
       float* grad_user = a.grad_user + (b0 + r) * D;
       float* grad_positive = a.grad_positive + (b0 + r) * D;
       float* grad_negative = a.grad_negative + (b0 + r) * D;
-      for (int64_t k = 0; k < D; ++k) {
+      int64_t k = 0;
+      for (; k + kLanes <= D; k += kLanes) {
+        const Vec along = g * load(u + k);
+        store(grad_user + k, g * (load(n + k) - load(p + k)));
+        store(grad_positive + k, -along);
+        store(grad_negative + k, along);
+      }
+      for (; k < D; ++k) {
         grad_user[k] = g * (n[k] - p[k]);
         grad_positive[k] = -g * u[k];
         grad_negative[k] = g * u[k];

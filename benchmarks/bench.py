@@ -61,7 +61,7 @@ def work_through(job: dict[str, Any]) -> None:
                     torch.cuda.empty_cache()
                 shares = {mode: max(share, disturbed) for mode, share in result["others_share"].items()}
                 result |= {"ceilings": reached, "others_share": shares, "work": work(cell)}
-                result |= {"data": ", ".join(graphs_of)}
+                result |= {"data": ", ".join(sorted(graphs_of))}
         except Exception as error:
             traceback.print_exc()
             result = {"failed": first_line(error)}

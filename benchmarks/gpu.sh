@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# What a new GPU wants, in one go of at most ten minutes: build, doctor, tests, compute-sanitizer, kernel benchmarks and
-# whole trainings; scaling.py and tune.py are by themselves. Writes FOLDER/<gpu>.json and FOLDER/logs, prints a summary
-# last.
+# Builds, tests (with doctor and compute-sanitizer) and times kernels and whole trainings on a GPU, in at most ten minutes;
+# scaling.py and tune.py are run separately. Writes FOLDER/<gpu>.json and FOLDER/logs, prints a summary last.
 #
 #   benchmarks/gpu.sh [FOLDER]                (default: benchmarks/results)
 #

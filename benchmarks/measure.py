@@ -18,7 +18,7 @@ from timing import DeviceClock, WallClock, extra_memory, first_line, summary, ti
 from work import costs, eager_memory
 
 SLOW_S = 60.0  # a call: what another provider may take
-FREE_SHARE = 0.7  # of the free memory: what a provider may be expected to take; kept memory is in pieces
+FREE_SHARE = 0.6  # of the free memory: what a provider may be expected to take; kept memory is in pieces
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Draws the README's figures from a results file, and with --table prints the README's tables of speeds.
+"""Draws the README's figures from a results file, and with --table prints the README's tables.
 
     python benchmarks/plot.py RESULTS.json [--out FOLDER] [--table]
 
@@ -247,7 +247,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
     parser.add_argument("--out", type=Path, default=FIGURES, metavar="FOLDER", help="default: benchmarks/figures")
-    parser.add_argument("--table", action="store_true", help="print the tables of speeds, and draw nothing")
+    parser.add_argument("--table", action="store_true", help="print the tables, and draw nothing")
     arguments = parser.parse_args()
     try:
         content = read(arguments.results)

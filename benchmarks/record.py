@@ -149,7 +149,7 @@ def opened(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Re
     try:
         file = arguments.out or (None if arguments.tiny else default_file(arguments.device))
         return Record(file, arguments.device)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(f"--out: {error}")
 
 

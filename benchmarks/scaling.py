@@ -19,6 +19,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -91,34 +92,36 @@ def timed(run: Callable, clock: WallClock | DeviceClock) -> float:
 
 
 def of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
+    """Whether there is not enough of it; a CPU's allocator says so in a RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+def here(function: Callable[[], Any]) -> Any:
+    """What a function gives; as a string, that there was not enough memory."""
+    try:
+        return function()
+    except Exception as error:
+        if not of_memory(error):
+            raise
+        return first_line(error)
 
 
 def apart(function: Callable[[], Any]) -> Any:
-    """What a function gives in a process of its own; as a string, why there was not memory enough.
+    """The same in a process of its own, which the system may end for its memory.
 
     Raises:
-        RuntimeError: it raised something else, which is printed.
+        RuntimeError: it ended otherwise; what it raised is printed.
     """
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-
-    def run() -> None:
-        try:
-            send.send(function())
-        except Exception as error:
-            if not of_memory(error):
-                raise
-            send.send(first_line(error))
-
-    process = context.Process(target=run)
+    process = context.Process(target=lambda: send.send(here(function)))
     process.start()
     send.close()
     try:
         return receive.recv()
     except EOFError:
         process.join()
-        if process.exitcode >= 0:  # by itself, and not by the system's signal
+        if process.exitcode != -signal.SIGKILL:
             raise RuntimeError(f"a value's process ended with {process.exitcode}") from None
         return f"its process ended with {process.exitcode}"
     finally:
@@ -203,7 +206,7 @@ def work(arguments: argparse.Namespace) -> None:
     """A process: prints a line of JSON for each value of one operation's axis."""
     growth, (axis,) = GROWTHS[arguments.operations[0]], arguments.axis
     directly = arguments.device == "cuda"  # whose allocator knows what a call held, and starts in seconds
-    for line in grow(growth, axis, arguments, (lambda function: function()) if directly else apart):
+    for line in grow(growth, axis, arguments, here if directly else apart):
         print(json.dumps(line), flush=True)
 
 
@@ -252,7 +255,8 @@ def main() -> int:
     if not todo:
         parser.error(f"--axis {' '.join(arguments.axis)}: not one of {' '.join(arguments.operations)}'s")
     record, failed = opened(parser, arguments), False
-    limits = {"seconds": arguments.seconds, "memory_gib": arguments.memory if arguments.memory < math.inf else None}
+    limits = {"seconds": arguments.seconds, "memory_gib": arguments.memory}
+    limits = {name: limit for name, limit in limits.items() if limit < math.inf}
     for name, axis in todo:
         lines, code = lines_of(name, axis, arguments)
         if code:

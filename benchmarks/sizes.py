@@ -26,7 +26,7 @@ OURS = "ours"
 # A folder with an interactions.npz, or of such folders: a graph of a setting's size is taken from there.
 DATA = Path(folder) if (folder := os.environ.get("PROREC_FAST_BENCH_DATA")) else None
 
-graphs_of: set[str] = set()  # the data sets whose training edges were asked for, to be cleared by who looks
+graphs_of: set[str] = set()  # the data sets whose training edges were asked for; cleared by whoever reads it
 
 Provider = Callable[[], list[Tensor]]
 
@@ -91,12 +91,10 @@ class Setting:
 
     def graph(self) -> BipartiteGraph:
         """The training edges of a data set of this size, or synthetic ones."""
-        sizes, file = (self.num_users, self.num_items, self.train_edges), self._stored()
+        sizes = self.num_users, self.num_items, self.train_edges
+        file = None if DATA is None else _stored_file(DATA, *sizes)
         graphs_of.add(file.parent.name if file else "synthetic")
         return _stored_graph(file, self.device) if file else _synthetic_graph(*sizes, self.skew, 0, self.device)
-
-    def _stored(self) -> Path | None:
-        return None if DATA is None else _stored_file(DATA, self.num_users, self.num_items, self.train_edges)
 
     def interactions(self, edges: int, seed: int) -> BipartiteGraph:
         """Other edges with long tails."""

@@ -1,4 +1,4 @@
-"""The README's tables of speeds, from a results file."""
+"""The README's tables of operations and of whole trainings, from a results file."""
 
 from __future__ import annotations
 
@@ -140,11 +140,11 @@ def trainings_table(content: dict[str, Any]) -> list[str]:
     for name, found in content.get("end_to_end", {}).get(SIZE, {}).items():
         ours, baselines = found["ours"], found["baseline"].values()
         cells = [TRAININGS[name]]
-        for seconds in (epoch_s, _validation_s, _whole_s):
+        for seconds in (epoch_s, validation_s, whole_s):
             others, own = [seconds(each) for each in baselines], seconds(ours)
             ratios = [other / own if other and own else None for other in others]
             cells += [f"{_seconds(others)}, {_seconds([own])}", " / ".join(map(two_digits, ratios))]
-        peaks = (" / ".join(f"{each['peak_mib']:.0f}" for each in some) for some in (baselines, [ours]))
+        peaks = (" / ".join(map(_peak, some)) for some in (baselines, [ours]))
         recall = f"{ours['test']['recall@20']:.4f}" if ours["test"] else "-"
         cells += [str(ours["epochs"]), recall, f"{', '.join(peaks)} MiB"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -157,13 +157,20 @@ def epoch_s(found: dict[str, Any]) -> float | None:
     return spread["median"] if spread else None
 
 
-def _validation_s(found: dict[str, Any]) -> float:
-    return found["validation_s"]["median"]
+def validation_s(found: dict[str, Any]) -> float | None:
+    spread = found["validation_s"]
+    return spread["median"] if spread else None
 
 
-def _whole_s(found: dict[str, Any]) -> float | None:
+def whole_s(found: dict[str, Any]) -> float | None:
     """Ours as measured, a baseline's as a product."""
     return found.get("converged_at_our_epochs_s", found["start_to_test_s"])
+
+
+def _peak(found: dict[str, Any]) -> str:
+    """MiB, of a device where one trained."""
+    peak = found.get("peak_device_mib", found.get("peak_mib"))
+    return "-" if peak is None else f"{peak:.0f}"
 
 
 def _seconds(values: list[float | None]) -> str:

@@ -50,7 +50,8 @@ class Explanation:
             f"{self.kernel}; {self.kernel.file}",
         ]
         rows = [("", "GFLOP", "MiB read", "MiB written", "MiB held")]
-        for name, cost in (("ours", self.ours), ("eager", self.eager))[self.ours == self.eager :]:
+        same = self.kernel.why is not None and self.ours == self.eager
+        for name, cost in (("ours", self.ours), ("eager", self.eager))[same:]:
             sizes_moved = (cost.bytes_read, cost.bytes_written, cost.memory)
             rows.append((name, _short(cost.flops / 1e9), *(_short(size / 2**20) for size in sizes_moved)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 
@@ -92,6 +93,17 @@ def test_a_results_file_grows(measured, tmp_path, capsys):
         assert "cases" not in record.Record(file, "cpu").content
         assert (tmp_path / name).read_text() == other and f"moved to {name}" in capsys.readouterr().err
     assert "cpu.earlier.json" in (tmp_path / "cpu.earlier.json").read_text()
+
+
+def test_a_cell_says_whose_its_graph_is(monkeypatch, capsys):
+    import bench
+    from cases import Cell
+
+    monkeypatch.setattr(bench, "_refuse_more_than_there_is", lambda: None)
+    cells = [asdict(Cell(name, "tiny", "forward")) for name in ("epoch_batches", "bpr", "candidate_items")]
+    bench.work_through({"device": "cpu", "mode": "default", "rounds": 1, "names": [], "cells": cells})
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [result["data"] for result in results] == ["synthetic", "", "synthetic"]
 
 
 def test_bench_in_json_and_what_has_failed(measured, capsys):

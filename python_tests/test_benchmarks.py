@@ -128,7 +128,7 @@ def test_eager_is_left_out_where_it_would_not_fit(monkeypatch):
     exact, built, called = cell.build(replace(cell.at, exact=True)), cell.build(cell.at), []
     truth = {name: lambda name=name, run=run: called.append(name) or run() for name, run in exact.items()}
     monkeypatch.setattr(Cell, "build", lambda self, at: truth if at.exact else built)
-    for free, defines, fits in ((2.9, EAGER, True), (1.5, CHUNKED, True), (1.4, CHUNKED, False)):
+    for free, defines, fits in ((3.4, EAGER, True), (1.7, CHUNKED, True), (1.6, CHUNKED, False)):
         monkeypatch.setattr(measure, "free_memory", lambda device, free=free: int(free * needed))
         result = measure.measure(cell, WallClock(), 1)
         timed = set(result["modes"]["default"])

@@ -333,6 +333,8 @@ def test_explain_of_similar_users_is_of_the_kernel_that_ranks_them(monkeypatch):
     assert found.ours.flops == found.eager.flops and 4 * 64 * 10**6 < found.ours.memory < found.eager.memory / 100
     ours, eager = str(found).splitlines()[-2:]
     assert ours.startswith("ours") and eager.startswith("eager")
+    mixed = str(losses.explain("mix_environments", num_rows=5, dim=4, num_profiles=2, num_environments=3))
+    assert [line.split()[0] for line in mixed.splitlines()[-2:]] == ["ours", "eager"]  # which cost the same
     assert losses.explain("similar_users", device="cuda", num_users=2000, dim=64, k=2049).kernel.why is None
 
 

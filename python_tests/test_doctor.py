@@ -71,6 +71,7 @@ def test_doctor_calls_every_kernel(monkeypatch):
     monkeypatch.setattr(_native, "extension", lambda: recorder)
     found = list(checks.check_device(CPU, "cpu", backends.CUDA_LANGUAGE))
     assert all(check.ok for check in found), [str(check) for check in found if not check.ok]
+    assert {check.dtype for check in found} == {"float32", "bfloat16", "float16"}
     kernels = {name for name in dir(recorder.module) if not name.startswith("_")}
     no_kernels = {"cuda", "isa", "parallel_backend"}  # cuda: where it was built, the launchers of another device
     assert kernels - recorder.called <= no_kernels

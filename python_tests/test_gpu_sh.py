@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh: all that wants a GPU in one go."""
+"""benchmarks/gpu.sh: its stages, and what they are called with."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_gpu_sh_goes_on_after_a_stage_that_failed(gpu_sh, tmp_path):
     assert "the table" in done.stdout and (tmp_path / "out" / "logs" / "tests.log").read_text() == "1 failed\n"
     calls = log.read_text()
     assert "-Ccmake.define.CMAKE_CUDA_ARCHITECTURES=90-real" in calls
-    assert f"{HERE}: -m pytest -q" in calls
+    assert f"{HERE}: -m pytest -q" in calls and "-m prorec_fast doctor" in calls
     for tool in ("memcheck", "racecheck"):
         assert f"sanitizer: --tool {tool} --error-exitcode 99" in calls
     assert f"benchmarks/bench.py --device cuda --save {tmp_path / 'out' / 'fake.json'} --seconds" in calls

@@ -104,11 +104,11 @@ def test_a_process_that_fails_is_not_taken_for_one_without_memory(scaling, monke
 
     for error, why in (
         (MemoryError("9 bytes"), "memory: MemoryError: 9 bytes"),
-        (RuntimeError("no memory"), "memory: "),
+        (RuntimeError("can't allocate memory: 9 bytes"), "memory: RuntimeError: can't"),
     ):
         entry = outcome(error)
         assert entry["stopped"][EAGER].startswith(why) and len(entry[OURS]["median_ms"]) == 3
-    for error in (AssertionError("ours differs by 0.1"), RuntimeError("shape")):
+    for error in (AssertionError("ours differs by 0.1"), RuntimeError("an illegal memory access was encountered")):
         with pytest.raises(RuntimeError, match="a value's process ended with 1"):
             outcome(error)
 
@@ -183,8 +183,15 @@ def test_each_goes_as_far_as_it_can(scaling, monkeypatch):
 def test_a_process_of_its_own(scaling):
     assert scaling.apart(lambda: {"process": os.getpid()})["process"] != os.getpid()
     assert scaling.apart(lambda: os.kill(os.getpid(), signal.SIGKILL)) == "its process ended with -9"
-    with pytest.raises(RuntimeError, match="a value's process ended with 3"):
-        scaling.apart(lambda: os._exit(3))
+    for code, end in ((3, lambda: os._exit(3)), (-11, lambda: os.kill(os.getpid(), signal.SIGSEGV))):
+        with pytest.raises(RuntimeError, match=f"a value's process ended with {code}"):
+            scaling.apart(end)
+    assert scaling.here(lambda: 7) == 7
+
+    def refused():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert scaling.here(refused) == "OutOfMemoryError: CUDA out of memory"
 
 
 def test_every_value_has_its_process_on_a_cpu(scaling, monkeypatch):
@@ -192,7 +199,7 @@ def test_every_value_has_its_process_on_a_cpu(scaling, monkeypatch):
     monkeypatch.setattr(scaling, "grow", lambda growth, axis, arguments, run_apart: used.append(run_apart) or [])
     for device in ("cpu", "cuda"):
         scaling.work(SimpleNamespace(operations=["topk"], axis=["M"], device=device))
-    assert used[0] is scaling.apart and used[1](lambda: 7) == 7
+    assert used == [scaling.apart, scaling.here]
 
 
 def test_every_operation_grows_along_each_of_its_axes(scaling, monkeypatch):
@@ -237,6 +244,8 @@ def test_what_is_foretold_is_held():
 
 def test_the_program_writes_and_draws(scaling, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="the figure needs matplotlib")
+    import record
+
     file, folder = tmp_path / "cpu.json", tmp_path / "figures"
     command = ["scaling.py", "mix_environments", "--axis", "K", "--tiny", "--out", str(file), "--plot", str(folder)]
     monkeypatch.setattr(sys, "argv", command)
@@ -244,7 +253,11 @@ def test_the_program_writes_and_draws(scaling, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("mix_environments, K: eager reference time K^")
     entry = json.loads(file.read_text())["scaling"]["mix_environments"]["K"]
     assert entry["values"] == [2, 4, 8] and all(len(entry[name]["median_ms"]) == 3 for name in (EAGER, OURS))
-    assert os.listdir(folder) == ["scaling.png"]
+    assert os.listdir(folder) == ["scaling.png"] and entry["limits"] == {"seconds": 2.0}
+    # What says nothing about speed is not among the machine's results.
+    monkeypatch.setattr(record, "default_file", lambda device: tmp_path / "results" / "cpu.json")
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "mix_environments", "--axis", "K", "--tiny"])
+    assert scaling.main() == 0 and not (tmp_path / "results").exists()
 
 
 def test_bad_use_and_what_fails(scaling, monkeypatch, tmp_path, capsys):
@@ -256,6 +269,13 @@ def test_bad_use_and_what_fails(scaling, monkeypatch, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             main(*arguments)
         assert stopped.value.code == 2 and arguments[-1] in capsys.readouterr().err
+    (tmp_path / "cpu.json").write_text('{"name": "a package"}')
+    for file in ("cpu.json", ""):  # the latter is the folder
+        monkeypatch.setattr(sys, "argv", ["scaling.py", "--out", str(tmp_path / file)])
+        with pytest.raises(SystemExit):
+            scaling.main()
+        assert f"--out: {'' if file else '[Errno'}" in capsys.readouterr().err
+    (tmp_path / "cpu.json").unlink()
     found = {EAGER: {"median_ms": 2.0, "extra_mib": 4.0}, OURS: {"median_ms": 1.0, "extra_mib": 0.0}}
     outcomes = {"K": ([], 1), "E": ([{"value": 2, "found": found, "stopped": {}}], 0)}
     monkeypatch.setattr(scaling, "lines_of", lambda name, axis, arguments: outcomes[axis])

@@ -8,7 +8,7 @@ namespace prorec {
 namespace PRF_ISA {
 
 void bpr(const BprArgs& a) {
-  constexpr int64_t kRows = 64;  // rows a task, which stay in the first-level cache
+  constexpr int64_t kRows = 64;  // rows a task: at the usual widths they stay in the first-level cache
   const int64_t B = a.user.rows, D = a.user.cols;
   const int threads = threads_for(8 * B * D, a.threads);
   Workspace workspace(Workspace::bytes_for<float>(threads * 3 * D));
@@ -44,11 +44,12 @@ void bpr(const BprArgs& a) {
       float* grad_positive = a.grad_positive + (b0 + r) * D;
       float* grad_negative = a.grad_negative + (b0 + r) * D;
       int64_t k = 0;
+      // Six pointers might overlap, for all that the compiler knows: by itself it makes a scalar loop.
       for (; k + kLanes <= D; k += kLanes) {
-        const Vec along = g * load(u + k);
+        const Vec grad = g * load(u + k);
         store(grad_user + k, g * (load(n + k) - load(p + k)));
-        store(grad_positive + k, -along);
-        store(grad_negative + k, along);
+        store(grad_positive + k, -grad);
+        store(grad_negative + k, grad);
       }
       for (; k < D; ++k) {
         grad_user[k] = g * (n[k] - p[k]);

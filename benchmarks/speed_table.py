@@ -8,6 +8,8 @@ from typing import Any
 
 from sizes import COMPILED, EAGER, OURS, SIZES
 
+from prorec_fast.cli.bench_options import PASSES
+
 SIZE = "amazon_book"
 # {what two modes are called: the modes}: as a device comes, and as it serves everyone best.
 MODES = {
@@ -111,15 +113,21 @@ def table(content: dict[str, Any]) -> list[str]:
 
 
 def sizes_table(content: dict[str, Any]) -> list[str]:
-    """At the other sizes, in the second mode: ours, and how many times as long the definition and the best other form
-    take; a dash where that one does not run."""
-    found = {size: {row.title: row for row in rows(content, size) if not row.variant} for size in SIZES if size != SIZE}
-    found = {size: of for size, of in found.items() if of}
+    """Forward alone and at the other sizes, in the second mode: ours, and how many times as long the definition and the
+    best other form take; a dash where that one does not run."""
+    forward, both = (rows(_of_pass(content, name)) for name in PASSES)
+    found = {f"{SIZE}, forward alone": [row for row in forward if row.title in {other.title for other in both}]}
+    found |= {size: rows(content, size) for size in SIZES if size != SIZE}
+    found = {name: {row.title: row for row in of if not row.variant} for name, of in found.items() if of}
     lines = [f"| {called(content)[1]} | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     for row in (row for row in rows(content) if not row.variant):
         cells = [_at_a_size(of[row.title], row.definition) if row.title in of else "" for of in found.values()]
         lines += [f"| {row.title} | {' | '.join(cells)} |"] if any(cells) else []
     return lines
+
+
+def _of_pass(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return {"cases": {label: case for label, case in content.get("cases", {}).items() if case["pass"] == name}}
 
 
 def _at_a_size(row: Row, definition: str) -> str:

@@ -209,6 +209,7 @@ def bench(arguments: argparse.Namespace) -> int:
     # A CPU's memory is to be as a cell finds it; a device's processes take seconds to start.
     batches = [[cell] for cell in todo] if on_cpu else [todo]
     for batch in batches:
+        print(f"{batch[0].label} ..." if on_cpu else f"{len(batch)} cells ...", file=sys.stderr, flush=True)
         for mode in ENVIRONMENTS if on_cpu else ("",):
             names = run.timed(batch[0]) if mode == MEMORY else ()
             left = [cell for cell in batch if not run.failed(cell) and (names or mode != MEMORY)]
@@ -234,7 +235,7 @@ def _named(option: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """A function's result; what it says of a file names the option."""
     try:
         return function(*arguments)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{option}: {error}") from error
 
 

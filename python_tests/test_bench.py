@@ -112,7 +112,9 @@ def test_bench_in_json_and_what_has_failed(measured, capsys):
     assert bench.main(["gaussian_kl", "--tiny"]) == 0  # in bfloat16, too, for whose products a CPU has no ceiling
     assert "gaussian_kl, tiny, forward+backward, bfloat16" in capsys.readouterr().out
     assert bench.main(["bpr", "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    assert captured.err.startswith("bpr, amazon_book, forward+backward ...\n")
     assert list(content["cases"]) == ["bpr, amazon_book, forward+backward"]
     measured["bpr, yelp, forward+backward"] = {"failed": "AssertionError: ours: differs"}
     measured["bpr, steam, forward+backward"] = {"left out": "no time was left"}
@@ -136,7 +138,7 @@ def test_bench_refuses_what_it_cannot_do(measured, capsys, tmp_path):
         (["nonsense"], "OP: want an operation .* such as distribution_kl, .*; got 'nonsense'"),
         (["topk", "gaussian"], "such as 'gaussian_kl'; got 'gaussian'"),
         (["promax_step", "--size", "large"], "none of these is timed"),
-        (["--against", str(tmp_path / "none.json")], "No such file"),
+        (["--against", str(tmp_path / "none.json")], "--against: .*No such file"),
         (["--against", str(tmp_path / "text.json")], "--against: .*text.json is no results file"),
         (["--against", str(tmp_path / "list.json")], "--against: .*list.json is no results file: it names no machine"),
         (["--save", str(tmp_path / "text.json")], "--save: .*text.json is no results file"),

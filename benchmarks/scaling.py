@@ -244,7 +244,7 @@ def main() -> int:
     arguments = parser.parse_args()
     unknown = [name for name in arguments.operations if name not in GROWTHS]
     if unknown:
-        parser.error(f"OP: {', '.join(unknown)}; known are {', '.join(GROWTHS)}")
+        parser.error(f"OP: want of {', '.join(GROWTHS)}, got {', '.join(unknown)}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
     if arguments.worker:

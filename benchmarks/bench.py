@@ -220,8 +220,10 @@ def bench(arguments: argparse.Namespace) -> int:
         if on_cpu:
             _show(run, batch[0], arguments.json)
     cases = record.content.get("cases", {})
-    worse = None if old is None else compare(old, record.content, run.done)
-    apart = [] if old is None else not_compared(old, record.content, run.done)
+    whole = [label for label in run.done if label not in run.left_out]
+    worse = None if old is None else compare(old, record.content, whole)
+    apart = [] if old is None else not_compared(old, record.content, whole)
+    apart += [f"{label}: no time was left for all of it, not compared" for label in run.done if label not in whole]
     if arguments.json:
         content = {**record.content, "cases": {label: cases[label] for label in run.done}}
         compared = {} if worse is None else {"worse": worse, "not_compared": apart}

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_distribution_kl import CHUNKED
+from bench_topk import FAISS
 from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled
 
 from prorec_fast import retrieval
@@ -33,7 +34,31 @@ def similar_users_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
     found = {EAGER: eager, CHUNKED: chunked}
     if at.exact:
         return found
-    return {**found, OURS: lambda: [retrieval.similar_users(profiles, k)], COMPILED: compiled(eager)}
+    found |= {OURS: lambda: [retrieval.similar_users(profiles, k)], COMPILED: compiled(eager)}
+    return {**found, FAISS: _faiss(at, profiles, k)}
+
+
+def _faiss(at: Setting, profiles: torch.Tensor, k: int):
+    """Its exact search for one more, of whom the user is one: behind the others only where profiles are equal."""
+    if at.device != "cpu" or at.precision == "bfloat16":
+        return Unavailable("timed on a CPU in float32")
+    try:
+        import faiss
+    except ImportError as error:
+        return Unavailable(f"not importable ({error})")
+    users = torch.arange(len(profiles))[:, None]
+
+    def run():
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        unit = F.normalize(profiles).numpy()
+        index = faiss.IndexFlatIP(unit.shape[1])
+        index.add(unit)
+        others = torch.from_numpy(index.search(unit, k + 1)[1])
+        kept = others != users
+        kept &= kept.cumsum(1) <= k
+        return [others[kept].view(-1, k)]
+
+    return run
 
 
 def similar_users_seen(at: Setting, results: list[torch.Tensor], dim: int = 384) -> list[torch.Tensor]:

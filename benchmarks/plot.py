@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from record import read
 from sizes import COMPILED, OURS
-from speed_table import TRAININGS, Row, called, epoch_s, rows, sizes_table, table, trainings_table, two_digits
+from speed_table import TABLES, TRAININGS, Row, called, epoch_s, rows, two_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +33,11 @@ MEANING = {
     "E": "environments",
 }  # fmt: skip
 LEAST_MIB = 0.1  # that is told apart: pages and what the allocator keeps are more
-# Of all that scaling.py measures, what the README shows.
+# Of all that scaling.py measures, what is drawn where all of it is there.
 SHOWN = (
-    ("distribution_kl", "N"), ("distribution_kl", "B"), ("info_nce", "B"), ("multinomial_nll", "N"),
-    ("propagate", "edges"), ("environment_bpr", "B"), ("topk", "M"), ("sample_negatives", "edges"),
+    ("distribution_kl", "N"), ("distribution_kl", "B"), ("distribution_kl", "d"), ("info_nce", "B"),
+    ("propagate", "edges"), ("propagate", "nodes"), ("sample_negatives", "edges"), ("topk", "M"),
+    ("environment_bpr", "B"), ("environment_bpr", "K"), ("environment_bpr", "E"), ("multinomial_nll", "N"),
 )  # fmt: skip
 
 
@@ -105,11 +106,11 @@ def scaling(content: dict[str, Any]) -> Figure | None:
     """Time above, memory below, for every operation and axis."""
     measured = content.get("scaling", {})
     found = [(operation, axis) for operation, axes in measured.items() for axis in axes]
-    found = [pair for pair in SHOWN if pair in found] or found
+    found = list(SHOWN) if set(SHOWN) <= set(found) else found
     if not found:
         return None
     columns = min(4, len(found))
-    figure, panels = canvas(2 * -(-len(found) // columns), columns, 3.1 * columns, 5.0 * -(-len(found) // columns))
+    figure, panels = canvas(2 * -(-len(found) // columns), columns, 3.1 * columns, 4.4 * -(-len(found) // columns))
     for place, (operation, axis) in enumerate(found):
         above = place // columns * 2 * columns + place % columns
         for panel, what, measure in ((above, "time", "median_ms"), (above + columns, "memory", "extra_mib")):
@@ -254,7 +255,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         parser.error(f"RESULTS.json: {error}")
     if arguments.table:
-        print(*table(content), "", *sizes_table(content), "", *trainings_table(content), sep="\n")
+        print("\n\n".join("\n".join(table(content)) for table in TABLES))
     else:
         print(*draw(content, arguments.out), sep="\n")
     return 0

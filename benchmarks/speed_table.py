@@ -112,14 +112,24 @@ def table(content: dict[str, Any]) -> list[str]:
     return lines
 
 
+def forward_table(content: dict[str, Any]) -> list[str]:
+    """Forward alone, of what has a backward pass."""
+    forward, both = (_of_pass(content, name) for name in PASSES)
+    titles = {row.title for row in rows(both)}
+    found = {size: [row for row in rows(forward, size) if row.title in titles] for size in SIZES}
+    return _by_size(content, f"{called(content)[1]}, forward alone", found)
+
+
 def sizes_table(content: dict[str, Any]) -> list[str]:
-    """Forward alone and at the other sizes, in the second mode: ours, and how many times as long the definition and the
-    best other form take; a dash where that one does not run."""
-    forward, both = (rows(_of_pass(content, name)) for name in PASSES)
-    found = {f"{SIZE}, forward alone": [row for row in forward if row.title in {other.title for other in both}]}
-    found |= {size: rows(content, size) for size in SIZES if size != SIZE}
-    found = {name: {row.title: row for row in of if not row.variant} for name, of in found.items() if of}
-    lines = [f"| {called(content)[1]} | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    """At the other sizes, with a backward pass where there is one."""
+    return _by_size(content, called(content)[1], {size: rows(content, size) for size in SIZES if size != SIZE})
+
+
+def _by_size(content: dict[str, Any], head: str, by_size: dict[str, list[Row]]) -> list[str]:
+    """In the second mode: ours, and how many times as long the definition and the best other form take; a dash where
+    that one does not run."""
+    found = {size: {row.title: row for row in of if not row.variant} for size, of in by_size.items() if of}
+    lines = [f"| {head} | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     for row in (row for row in rows(content) if not row.variant):
         cells = [_at_a_size(of[row.title], row.definition) if row.title in of else "" for of in found.values()]
         lines += [f"| {row.title} | {' | '.join(cells)} |"] if any(cells) else []
@@ -198,3 +208,7 @@ def two_digits(value: float | None) -> str:
         return "-"
     digits = 1 - math.floor(math.log10(float(f"{value:.2g}"))) if value > 0 else 0
     return f"{value:.{max(0, digits)}f}"
+
+
+# What the README has.
+TABLES = table, forward_table, sizes_table, trainings_table

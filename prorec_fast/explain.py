@@ -13,13 +13,13 @@ from prorec_fast.backends import Kernel, kernel_of
 from prorec_fast.costs import FORMULAS, Call, Cost
 from prorec_fast.ops.environment_bpr import MAX_ENVIRONMENTS, MAX_PROFILES
 from prorec_fast.ops.profile_contrast import MAX_PROFILES_ON_CUDA
-from prorec_fast.ops.ranking_metrics import MAX_CUT_OFF
 from prorec_fast.ops.topk import MAX_SELECTED
 
 _WITHOUT_GRADIENT = (
     "candidate_items", "pair_scores", "ranking_metrics", "sample_negatives", "similar_users",
     "teacher_distribution", "topk",
 )  # fmt: skip
+_OF_INTEGERS = ("candidate_items", "ranking_metrics", "sample_negatives")  # whose kernels no dtype keeps from running
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def explain(
     Args:
         operation: the name of a loss, or "teacher_distribution", "propagate", "topk", "ranking_metrics",
             "sample_negatives", "candidate_items", "similar_users" or "pair_scores".
-        dtype: of the tables, or its name.
+        dtype: of the tables, or its name; nothing to operations that read integers alone.
         device: where they are.
         gradients: whether there is a backward pass, where the operation has one.
         sizes: what the operation's formula wants: numbers of rows and columns, 1 or more. Those it can do without are
@@ -98,7 +98,8 @@ def explain(
     if operation == "similar_users":  # whose cosines are ranked in float32, of whatever dtype profiles are
         served, kernel = "topk", kernel_of("topk", device)
     else:
-        served, kernel = operation, kernel_of(operation, device, dtype)
+        read = torch.float32 if operation in _OF_INTEGERS else dtype
+        served, kernel = operation, kernel_of(operation, device, read)
     beyond = _beyond(operation, sizes, device)
     if kernel.why is None and beyond:
         kernel = Kernel("reference (plain PyTorch)", f"prorec_fast/reference/{served}.py", beyond)
@@ -134,7 +135,6 @@ def _beyond(operation: str, sizes: dict[str, int], device: torch.device) -> str 
     if device.type == "cuda":
         limits |= {
             "profile_contrast": {"num_profiles": MAX_PROFILES_ON_CUDA},
-            "ranking_metrics": {"num_ranks": MAX_CUT_OFF},
             "similar_users": {"k": MAX_SELECTED},
             "topk": {"k": MAX_SELECTED},
         }

@@ -153,10 +153,16 @@ def test_bench_refuses_what_it_cannot_do(measured, capsys, tmp_path):
     assert (tmp_path / "package.json").exists() and (tmp_path / "text.json").read_text() == "no JSON"
 
 
-def test_bench_against_an_older_file(measured, tmp_path, capsys):
+def test_bench_against_an_older_file(measured, tmp_path, capsys, monkeypatch):
     import bench
 
     file, label = tmp_path / "old.json", "bpr, amazon_book, forward+backward"
+
+    def until_time_is_up(todo, mode, *_):
+        reached = {"copy_gb_per_s": 10.0, "mm_gflop_per_s": 100.0}
+        first = {"ceilings": reached, "modes": {"default": {"ours": bench_times(2.0)}}}
+        yield todo[0], first if mode == "default" else {"left out": "no time was left"}
+
     assert bench.main(["bpr", "--save", str(file)]) == 0
     assert bench.main(["bpr", "--against", str(file)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "0 got worse"
@@ -178,6 +184,12 @@ def test_bench_against_an_older_file(measured, tmp_path, capsys):
     content = json.loads(capsys.readouterr().out)
     data = "of the data synthetic in the old file, amazon_book in the new one, not compared"
     assert content["worse"] == [] and content["not_compared"] == [f"{label}: {data}"]
+    # Time was up after the first mode: that says nothing of the second.
+    monkeypatch.setattr(bench, "results_of", until_time_is_up)
+    assert bench.main(["bpr", "--against", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"{label}: no time was left for all of it, not compared", "0 got worse"
+    ]  # fmt: skip
 
 
 def test_regressions_are_beyond_the_spread(tmp_path, capsys):
@@ -221,6 +233,34 @@ def test_regressions_are_beyond_the_spread(tmp_path, capsys):
     assert not regressions.compare(old, busy) and not regressions.compare(busy, content(9.0))
     assert len(regressions.compare(old, content(3.0, others_share={"tuned": 0.08}))) == 1
     assert regressions.not_compared(busy, old, ["bpr"]) == ["bpr [tuned]: disturbed by other processes, not compared"]
+
+
+def test_regressions_of_whole_trainings(tmp_path, capsys, monkeypatch):
+    import regressions
+
+    def training(epoch=2.0, validation=0.5, sizes=(10, 20)):
+        spreads = {
+            key: {"q1": 0.9 * of, "median": of, "q3": 1.1 * of} if of else None
+            for key, of in (("epoch_s", epoch), ("validation_s", validation))
+        }
+        found = {"sizes": sizes, "framework": {"name": "promax"}, "ours": spreads}
+        return {"machine": {}, "end_to_end": {"amazon_book": {"promax": found}}, "scaling": {}}
+
+    for new, worse in (
+        (training(), []), (training(1.0), []), (training(2.3), []), (training(validation=None), []),
+        (training(2.6), ["amazon_book, promax: an epoch 2 (1.8 .. 2.2) -> 2.6 (2.34 .. 2.86) s, x 1.30"]),
+        (training(9.0, sizes=(10, 21)), []),
+    ):  # fmt: skip
+        assert regressions.compare(training(), new) == worse
+    files = tmp_path / "old.json", tmp_path / "new.json"
+    for file, content in zip(files, (training(), training(validation=9.0, sizes=(9, 9))), strict=True):
+        file.write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["regressions.py", *map(str, files)])
+    assert regressions.main() == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "amazon_book, promax: of other settings in the new file, not compared",
+        "scaling: without a spread, not compared", "0 got worse",
+    ]  # fmt: skip
 
 
 def test_a_cell_that_ends_its_process_does_not_end_the_others(tmp_path, monkeypatch):

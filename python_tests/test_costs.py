@@ -291,6 +291,8 @@ def test_explain_of_what_no_kernel_takes():
     assert found.kernel.why == "no kernel takes float64" and found.kernel.file == "prorec_fast/reference/bpr.py"
     assert found.ours == found.eager and found.eager.bytes_read == 8 * (6 * 40 + 4 * 10)
     assert [line.split()[0] for line in str(found).splitlines()[3:]] == ["eager"]
+    integers = losses.explain("sample_negatives", dtype="float64", batch=10, num_users=5, num_edges=50)
+    assert integers.kernel.why is None  # it takes no table that could be too wide
     environments = dict(batch=10, num_users=5, num_items=5, dim=4, num_environments=3)
     assert losses.explain("environment_bpr", num_profiles=16, **environments).kernel.why is None
     found = losses.explain("environment_bpr", num_profiles=17, **environments)
@@ -309,6 +311,8 @@ def test_explain_on_a_device(monkeypatch):
     found = losses.explain("topk", device="cuda", batch=10, num_items=5000, dim=4, k=2049)
     assert found.kernel.why == "no kernel takes k above 2048" and not found.gradients
     assert losses.explain("topk", device="cpu", batch=10, num_items=5000, dim=4, k=2049).kernel.why is None
+    long_lists = dict(num_users=10, num_items=5000, num_ranks=3000, num_truth=40)
+    assert losses.explain("ranking_metrics", device="cuda", **long_lists).kernel.why is None  # cut off at 10 and 20
 
 
 def test_explain_of_similar_users_is_of_the_kernel_that_ranks_them(monkeypatch):

@@ -19,6 +19,7 @@ import prorec_fast
 from prorec_fast import _native, backends, ranking
 from prorec_fast.cli import main
 from prorec_fast.doctor import checks, diagnosis, levels
+from prorec_fast.doctor.accuracy import ERROR_FLOOR, accuracy
 from prorec_fast.ops import bpr
 
 CPU = torch.device("cpu")
@@ -162,6 +163,15 @@ def test_doctor_names_an_instruction_set_that_is_well(monkeypatch, only):
     assert f"To do: set PROREC_FAST_ISA={other}, whose kernels are well; install" in found.verdict
 
 
+@pytest.mark.parametrize("spoiled", [float("inf"), float("nan")])
+def test_what_eager_overflows_in_allows_a_kernel_nothing(spoiled):
+    truth = torch.tensor([1.0, 2.0])
+    eager = torch.tensor([1.0, spoiled])
+    found = accuracy(truth.float() + 0.1, eager, truth.double())
+    assert not found.ok and found.allowed == ERROR_FLOOR[torch.float32]
+    assert accuracy(truth.float(), eager, truth.double()).ok
+
+
 def _process(code):
     command = [sys.executable, "-c", code]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -176,6 +186,9 @@ def test_doctor_of_an_instruction_set_that_brings_its_process_down(monkeypatch):
     assert len(killed) == 2 and killed[0].ok
     assert killed[1].problem == f"the process died of {signal.Signals(4).name}"
     assert killed[1].operation + killed[1].form + "torch." + killed[1].dtype == second != first
+    lines = "\\n".join([line] * len(list(checks.calls(CPU, {"bpr"}))))
+    late = levels.finish("avx2", _process(f"import os; print('{lines}', flush=True); os.kill(os.getpid(), 11)"))
+    assert late[-1].problem == f"the process died of {signal.Signals(11).name}" and all(c.ok for c in late[:-1])
     monkeypatch.setattr(levels, "_SECONDS", 0.2)
     (hung,) = levels.finish("avx2", _process("import time; time.sleep(60)"))
     assert hung.problem == "no answer within 0.2 s"

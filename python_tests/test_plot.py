@@ -1,4 +1,4 @@
-"""benchmarks/plot.py: figures and the table of a made-up results file."""
+"""benchmarks/plot.py: figures and the tables of a made-up results file."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def results() -> dict:
         }),
         "d": case("distribution_kl", "", passes="forward", **{eager: (100.0, 80.0), ours: (10.0, 10.0)}),
         "e": case("evaluation", "", **{"mm_+_mask": (8911.0, 7904.0), ours: (798.0, 749.0)}),
+        "l": case("distribution_kl", size="yelp", passes="forward", **{eager: (30.0, 20.0), ours: (5.0, 5.0)}),
         "f": case("bpr", size="yelp", **{eager: (1.0, 1.0), ours: (1.0, 1.0)}),
         "i": case("distribution_kl", size="yelp", **{eager: (90.0, 40.0), "chunks": (40.0, 30.0), ours: (20.0, 20.0)}),
         "j": case("distribution_kl", size="large", chunks=(9e3, 6e3), ours=(2e3, 2e3)),
@@ -104,6 +105,9 @@ def test_many_curves_are_light(plot, tmp_path):
     content = {
         "scaling": {operation: {a: entry for o, a in plot.SHOWN if o == operation} for operation, _ in plot.SHOWN}
     }
+    content["scaling"]["topk"]["N"] = entry  # of all, some are drawn
+    titles = [axes.get_title() for axes in plot.scaling(content).axes if axes.get_title()]
+    assert len(titles) == len(plot.SHOWN) and "topk, items" not in titles
     (file,) = plot.draw(content, tmp_path, ["scaling.png"])
     assert size_of(file) > (1300, 1000) and os.listdir(tmp_path) == ["scaling.png"]
 
@@ -139,8 +143,9 @@ def test_speed_is_beside_ours(plot):
 def test_curves_have_exponents_and_an_end(plot):
     figure = plot.scaling(results())
     shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in shown] == ["propagate, edges", "topk, users", "", ""]  # of `SHOWN` alone
-    time, _, memory, _ = shown
+    titles = ["topk, users", "topk, items", "propagate, edges"]
+    assert [axes.get_title() for axes in shown] == [*titles, "", "", ""]
+    _, _, time, memory, _, _ = shown
     assert [text.get_text() for text in time.get_legend().get_texts()] == [
         "eager ~ edges$^{2.00}$",
         "ours ~ edges$^{1.00}$",
@@ -174,10 +179,14 @@ def test_the_table(plot, tmp_path, monkeypatch, capsys):
         "| `distribution_kl` | 510 / 189 ms | torch.compile, lse 87 ms | 33 / 34 ms | 16 / 5.5 / 2.5 |",
         "| full-ranking evaluation with metrics | mm + mask 8.9 / 7.9 s |  | 798 / 749 ms | 11 / 11 |",
         "",
-        "| tuned | amazon_book, forward alone | yelp | large |",
-        "|---|---|---|---|",
-        "| `distribution_kl` | 10 ms: 8.0 / - | 20 ms: 2.0 / 1.5 | 2000 ms: - / 3.0 |",
-        "| full-ranking evaluation with metrics |  | 5.0 ms: 4.0 / - |  |",
+        "| tuned, forward alone | amazon_book | yelp |",
+        "|---|---|---|",
+        "| `distribution_kl` | 10 ms: 8.0 / - | 5.0 ms: 4.0 / - |",
+        "",
+        "| tuned | yelp | large |",
+        "|---|---|---|",
+        "| `distribution_kl` | 20 ms: 2.0 / 1.5 | 2000 ms: - / 3.0 |",
+        "| full-ranking evaluation with metrics | 5.0 ms: 4.0 / - |  |",
         "",
         "| | epoch: baseline, ours | ratio | validation: baseline, ours | ratio | whole: baseline, ours | ratio "
         "| epochs | recall@20 | peak memory: baseline, ours |",
@@ -189,7 +198,7 @@ def test_the_table(plot, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "figures").exists()
     modes = "called, L2 flushed", "captured, L2 flushed"
     cases = {"a": case("bpr", modes=modes, eager_reference=(0.2, None), COO=(0.3, 0.12), ours=(0.1, 0.05))}
-    head, _, row = plot.table({"cases": cases})
+    head, _, row = plot.TABLES[0]({"cases": cases})
     assert head.startswith("| | eager: called / captured |")
     assert row == "| `bpr` | 0.20 / - ms | COO 0.12 ms | 0.10 / 0.050 ms | 2.0 / - / 2.4 |"
 
@@ -199,8 +208,8 @@ def test_the_readme_has_the_tables_of_the_results(plot, benchmarks):
     if not file.exists():
         pytest.skip("the results are not here")
     content, readme = json.loads(file.read_text()), (HERE.parent / "README.md").read_text(encoding="utf-8")
-    for of, least in ((plot.table, 30), (plot.sizes_table, 20), (plot.trainings_table, 6)):
-        lines = of(content)
+    for table, least in zip(plot.TABLES, (30, 12, 20, 6), strict=True):
+        lines = table(content)
         assert "\n".join(lines) in readme and len(lines) >= least
 
 

@@ -1,4 +1,4 @@
-"""A Mult-VAE's last layer and multinomial likelihood in existing code, before and after.
+"""A Mult-VAE's loss in existing code, before and after: last layer, multinomial likelihood and divergence.
 
 python benchmarks/examples/mult_vae.py
 """
@@ -13,23 +13,25 @@ from torch import Tensor, nn
 
 from prorec_fast import BipartiteGraph, losses
 
-HIDDEN, LATENT, BATCH = 600, 200, 1024
+HIDDEN, LATENT, BATCH, BETA = 600, 200, 1024, 0.2
 
 
 class Before(nn.Module):
-    """The decoder and its likelihood."""
+    """The decoder and the loss."""
 
     def __init__(self, num_items: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(LATENT, HIDDEN)
         self.output = nn.Linear(HIDDEN, num_items)
 
-    def forward(self, latent: Tensor, x: Tensor) -> Tensor:
-        """x [B, N]: the batch's rows of the interaction matrix, which the encoder has read."""
-        hidden = torch.tanh(self.hidden(latent))
+    def forward(self, mean: Tensor, logvar: Tensor, noise: Tensor, x: Tensor) -> Tensor:
+        """mean, logvar [B, LATENT]: what the encoder made of x [B, N], the batch's rows of the interaction matrix."""
+        hidden = torch.tanh(self.hidden(mean + noise * torch.exp(logvar / 2)))
         # these lines:
         logits = self.output(hidden)  # [B, N]
-        loss = -(x * F.log_softmax(logits, dim=1)).sum(1).mean()
+        likelihood = -(x * F.log_softmax(logits, dim=1)).sum(1).mean()
+        divergence = -0.5 * (1 + logvar - mean.pow(2) - logvar.exp()).sum(1).mean()
+        loss = likelihood + BETA * divergence
         # up to here
         return loss
 
@@ -45,11 +47,12 @@ class After(nn.Module):
         self.hidden = nn.Linear(LATENT, HIDDEN)
         self.output = nn.Linear(HIDDEN, train.shape[1])
 
-    def forward(self, latent: Tensor, users: Tensor) -> Tensor:
+    def forward(self, mean: Tensor, logvar: Tensor, noise: Tensor, users: Tensor) -> Tensor:
         """users [B]: whose rows they are."""
-        hidden = torch.tanh(self.hidden(latent))
+        hidden = torch.tanh(self.hidden(mean + noise * torch.exp(logvar / 2)))
         # become:
-        loss = losses.multinomial_nll(hidden, self.output.weight, self.output.bias, self.graph, rows=users)
+        likelihood = losses.multinomial_nll(hidden, self.output.weight, self.output.bias, self.graph, rows=users)
+        loss = likelihood + BETA * losses.gaussian_kl(mean, logvar)
         # up to here
         return loss
 
@@ -59,13 +62,16 @@ def build(at: Setting) -> tuple[Provider, Provider]:
     before, after = Before(at.num_items), After(train)
     after.load_state_dict(before.state_dict())
     users = at.distinct(at.num_users, min(BATCH, at.num_users))
-    latent, x = at.table(len(users), 1, LATENT), torch.from_numpy(train[users.numpy()].toarray())
+    mean, logvar, noise = (at.table(len(users), seed, LATENT) for seed in (1, 2, 3))
+    x = torch.from_numpy(train[users.numpy()].toarray())
 
     def run(model: nn.Module, rows: Tensor) -> Provider:
-        return loss_and_gradients(lambda: model(latent, rows), [latent, *model.parameters()], True)
+        return loss_and_gradients(
+            lambda: model(mean, logvar, noise.detach(), rows), [mean, logvar, *model.parameters()], True
+        )
 
     return run(before, x), run(after, users)
 
 
 if __name__ == "__main__":
-    compare("A Mult-VAE's last layer and likelihood", build)
+    compare("A Mult-VAE's loss", build)

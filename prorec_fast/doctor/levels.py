@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
-from itertools import islice
 
 import torch
 
@@ -70,8 +69,9 @@ def finish(level: str, process: subprocess.Popen) -> list[Check]:
         return []
     found = [Check(**json.loads(line)) for line in out.splitlines()]
     if ended:
-        case, dtype = next(islice(calls(torch.device("cpu"), CUDA_LANGUAGE), len(found), None))
-        found.append(failed(case, dtype, where(level), ended))
+        made = list(calls(torch.device("cpu"), CUDA_LANGUAGE))
+        at = min(len(found), len(made) - 1)  # the call that it ended in; behind the last one, that
+        found.append(failed(*made[at], where(level), ended))
     return found
 
 

@@ -13,7 +13,7 @@ from prorec_fast.ops.operation import operation
 from prorec_fast.reference.ranking_metrics import METRICS
 from prorec_fast.reference.ranking_metrics import ranking_metrics as ranking_metrics_reference
 
-_MAX_CUT_OFFS, MAX_CUT_OFF = 16, 2048  # of a launch on a device
+_MAX_CUT_OFFS, _MAX_CUT_OFF = 16, 2048  # of a launch on a device
 _BLOCKS, _ROWS = 1024, 8  # blocks at most on a device, and the rows a block takes at a time
 
 
@@ -35,7 +35,7 @@ def ranking_metrics(
     num_items = num_items if columns is None else columns
     if num_items is None:
         raise ValueError("num_items: want the number of items where truth is (indptr, indices), got None")
-    beyond = _native.on_cuda(items) and max(ks, default=0) > MAX_CUT_OFF
+    beyond = _native.on_cuda(items) and max(ks, default=0) > _MAX_CUT_OFF
     if not _native.device_has_kernel("cuda", items) or beyond:
         table = ranking_metrics_reference(items, (indptr, indices), num_items, ks)
     elif torch.compiler.is_compiling():

@@ -4,9 +4,10 @@
 
 Slower is a median more than 5 % above the old one where even the new first quartile is above the old third; larger is
 more than 5 % and a MiB; what was timed in a mode and is not any more is worse, too. An epoch and a validation of whole
-trainings are compared alike. Cells that the new file does not have are named, and what is not compared: cells of
-another data set's graph, trainings with other settings, times that other processes disturbed in either file, and those
-of scaling.py, which have no spread. Exit code: 0 nothing got worse; 1 something did; 2 the files cannot be compared.
+trainings are compared alike, where both files have them. Cells and trainings that the new file does not have are named,
+and what is not compared: what there was no time for, cells of another data set's graph, trainings with other settings,
+times that other processes disturbed in either file, and those of scaling.py, which have no spread. Exit code: 0 nothing
+got worse; 1 something did; 2 the files cannot be compared.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _worse(label: str, before: dict[str, Any], after: dict[str, Any]) -> list[st
         f"{label} [{mode}] {name}: not timed any more"
         for mode, earlier in before.get("modes", {}).items()
         for name in earlier
-        if name.startswith(OURS) and name not in after.get("modes", {}).get(mode, {})
+        if name.startswith(OURS) and name not in after.get("modes", {}).get(mode, {}) and "left out" not in after
     ]
     for mode, times in after.get("modes", {}).items():
         earlier = before.get("modes", {}).get(mode, {})
@@ -120,6 +121,8 @@ def not_compared(old: dict[str, Any], new: dict[str, Any], labels: Collection[st
             data = (of[label]["data"] for of in (before, after))
             lines.append("{}: of the data {} in the old file, {} in the new one, not compared".format(label, *data))
             continue
+        if "left out" in after[label]:
+            lines.append(f"{label}: in the new file something is left out: {after[label]['left out']}")
         modes = [mode for mode in after[label].get("modes", {}) if mode in before[label].get("modes", {})]
         lines += [
             f"{label} [{mode}]: disturbed by other processes, not compared"
@@ -136,7 +139,9 @@ def main() -> int:
     try:
         old, new = (read(Path(name)) for name in sys.argv[1:])
         worse, others = compare(old, new), not_compared(old, new, old.get("cases", ()))
-        unlike = [label for label, pair in _trainings(old, new).items() if not _alike(*pair)]
+        both = _trainings(old, new)
+        others += [f"{label}: not in the new file" for label in _trainings(old, old) if label not in both]
+        unlike = [label for label, pair in both.items() if not _alike(*pair)]
         others += [f"{label}: of other settings in the new file, not compared" for label in unlike]
         others += ["scaling: without a spread, not compared"] if "scaling" in old and "scaling" in new else []
     except (OSError, ValueError, Incomparable) as error:

@@ -188,7 +188,7 @@ def test_bench_against_an_older_file(measured, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "results_of", until_time_is_up)
     assert bench.main(["bpr", "--against", str(file)]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"{label}: no time was left for all of it, not compared", "0 got worse"
+        f"{label}: in the new file something is left out: no time was left", "0 got worse"
     ]  # fmt: skip
 
 

@@ -7,10 +7,10 @@ namespace prorec {
 namespace PRF_ISA {
 namespace {
 
-// e^t = 2^n (1 + r + rest), to 1e-7 relative whatever the size of t, which exp2(t log2 e) is not: the product's rounding
-// grows with t.
+// e^t = 2^n (1 + r + rest), to 2e-7 relative however large t is, which exp2(t log2 e) is not: the product's rounding
+// grows with t. Below -86.9, where e^t is less than 2e-38, 0.
 struct Exponential {
-  Vec half_scale;  // 2^(n - 1), which unlike 2^n is finite wherever e^t is; 0 where t <= -87
+  Vec half_scale;  // 2^(n - 1), which unlike 2^n is finite wherever e^t is
   Vec r;           // |r| <= ln(2) / 2
   Vec rest;        // e^r - 1 - r, relative to itself
   IVec unscaled;   // n = 0, where r is t
@@ -39,7 +39,7 @@ struct Excess {
   Vec divergence;    // e^t - 1 - t
 };
 
-// To 1e-7 and 6e-7 relative to themselves, where they cancel, too.
+// To 2e-7 and 1e-6 relative to themselves, where they cancel, too.
 PRF_INLINE Excess excess(Vec t) {
   const Exponential e = exponential(t);
   const Vec exp_less_one = 2 * (e.half_scale * (e.r + e.rest) + (e.half_scale - 0.5f));

@@ -56,9 +56,8 @@ def accuracy(got: Tensor, eager: Tensor, truth: Tensor, least: float = 1e-30) ->
         wrong = int((got != truth).sum())
         return Accuracy(float(wrong), 0.0, f"{wrong} of {got.numel()} entries are wrong" if wrong else None)
     error = max_error(got, truth, least)
-    eager_error = max_error(eager, truth, least)
-    if not math.isfinite(eager_error):  # it overflowed, which allows a kernel nothing
-        eager_error = 0.0
+    finite = eager.isfinite()  # an entry that overflowed allows a kernel nothing
+    eager_error = max_error(eager.double().where(finite, truth.double()), truth, least)
     allowed = ERROR_FACTOR * eager_error + ERROR_FLOOR[got.dtype]
     if not torch.isfinite(got).all():
         return Accuracy(math.inf, allowed, "not finite")

@@ -70,8 +70,10 @@ def finish(level: str, process: subprocess.Popen) -> list[Check]:
     found = [Check(**json.loads(line)) for line in out.splitlines()]
     if ended:
         made = list(calls(torch.device("cpu"), CUDA_LANGUAGE))
-        at = min(len(found), len(made) - 1)  # the call that it ended in; behind the last one, that
-        found.append(failed(*made[at], where(level), ended))
+        if len(found) < len(made):
+            found.append(failed(*made[len(found)], where(level), ended))
+        else:
+            found.append(failed(*made[-1], where(level), f"{ended}, after the last call"))
     return found
 
 

@@ -42,7 +42,13 @@ class BipartiteGraph:
         user_values: Tensor | None = None,
         item_values: Tensor | None = None,
     ) -> None:
-        """Takes the arrays as they are, unchecked; the `from_` constructors check and sort."""
+        """Takes the arrays as they are, of which it only looks whether they are tensors; the `from_` constructors check
+        and sort."""
+        arrays = {"user_indptr": user_indptr, "user_indices": user_indices}
+        arrays |= {"item_indptr": item_indptr, "item_indices": item_indices}
+        for name, array in arrays.items():
+            if not isinstance(array, Tensor):
+                raise TypeError(f"{name}: want a tensor, got {describe(array)}; of edges from_edges makes a graph")
         self.user_indptr, self.user_indices, self.user_values = user_indptr, user_indices, user_values
         self.item_indptr, self.item_indices, self.item_values = item_indptr, item_indices, item_values
         self.num_users = user_indptr.numel() - 1

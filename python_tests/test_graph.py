@@ -137,3 +137,9 @@ def test_graph_rejects(arguments, options, error, message):
 def test_graph_rejects_offsets(indptr):
     with pytest.raises(ValueError, match="indptr: want offsets from 0 to 3"):
         BipartiteGraph.from_csr(indptr, [0, 1, 2], 3)
+
+
+def test_the_constructor_is_not_for_edges():
+    users, items = torch.tensor([0, 1]), torch.tensor([1, 0])
+    with pytest.raises(TypeError, match="item_indptr: want a tensor, got int 2; of edges from_edges makes a graph"):
+        BipartiteGraph(users, items, 2, 2)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_distribution_kl import CHUNKED
-from bench_topk import FAISS
+from bench_topk import FAISS, faiss_search
 from sizes import AMAZON_BOOK, COMPILED, EAGER, OURS, Setting, Unavailable, compiled
 
 from prorec_fast import retrieval
@@ -40,20 +40,16 @@ def similar_users_providers(at: Setting = AMAZON_BOOK, dim: int = 384):
 
 def _faiss(at: Setting, profiles: torch.Tensor, k: int):
     """Its exact search for one more, of whom the user is one: behind the others only where profiles are equal."""
-    if at.device != "cpu" or at.precision == "bfloat16":
-        return Unavailable("timed on a CPU in float32")
-    try:
-        import faiss
-    except ImportError as error:
-        return Unavailable(f"not importable ({error})")
+    if at.device != "cpu":
+        return Unavailable("timed on a CPU")
+    search = faiss_search()
+    if isinstance(search, Unavailable):
+        return search
     users = torch.arange(len(profiles))[:, None]
 
     def run():
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        unit = F.normalize(profiles).numpy()
-        index = faiss.IndexFlatIP(unit.shape[1])
-        index.add(unit)
-        others = torch.from_numpy(index.search(unit, k + 1)[1])
+        unit = F.normalize(profiles)
+        others = search(unit, unit, k + 1)[1]
         kept = others != users
         kept &= kept.cumsum(1) <= k
         return [others[kept].view(-1, k)]

@@ -61,23 +61,36 @@ def _implicit(user: Tensor, item: Tensor, users: Tensor, masked: tuple[Tensor, T
     return run
 
 
-def _faiss(user: Tensor, item: Tensor, users: Tensor, masked: tuple[Tensor, Tensor], k: int):
-    """Its exact search, which leaves nothing out for one user alone: asked for as many more as a user has at most, of
-    which the user's own are dropped afterwards."""
+def faiss_search():
+    """Its exact search as a function (rows, queries, k) -> (products [Q, k], rows [Q, k]), the best first; Unavailable
+    where it is not installed."""
     try:
         import faiss
     except ImportError as error:
         return Unavailable(f"not importable ({error})")
+
+    def search(rows: Tensor, queries: Tensor, k: int) -> tuple[Tensor, ...]:
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        index = faiss.IndexFlatIP(rows.size(1))
+        index.add(rows.numpy())
+        return tuple(map(torch.from_numpy, index.search(queries.numpy(), k)))
+
+    return search
+
+
+def _faiss(user: Tensor, item: Tensor, users: Tensor, masked: tuple[Tensor, Tensor], k: int):
+    """Its exact search, which leaves nothing out for one user alone: asked for as many more as a user has at most, of
+    which the user's own are dropped afterwards."""
+    search = faiss_search()
+    if isinstance(search, Unavailable):
+        return search
     num_items = len(item)
     rows, columns = masked
     own = (rows * num_items + columns).sort().values
     wanted = min(num_items, k + int(torch.bincount(rows).max()))
 
     def run():
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        index = faiss.IndexFlatIP(item.size(1))
-        index.add(item.numpy())
-        scores, items = map(torch.from_numpy, index.search(user[users].numpy(), wanted))
+        scores, items = search(item, user[users], wanted)
         keys = torch.arange(len(users))[:, None] * num_items + items
         place = torch.searchsorted(own, keys).clamp_max_(len(own) - 1)
         kept = own[place] != keys
